@@ -1,0 +1,1 @@
+"""The C runtime that is built into every compiled network, and the Python session that runs it."""
