@@ -1,0 +1,29 @@
+"""Fixtures that all tests share: small networks, the data folder, one thread for torch."""
+# ruff: noqa: E402 - the environment has to be set before numpy is imported
+
+import os
+
+# One computing thread per test process: they run side by side, and results must not depend on how many there are.
+for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(variable, "1")
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from blockpunch.data import data_root
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(7)
+
+
+@pytest.fixture(scope="session")
+def datasets() -> Path:
+    """The folder of data sets; a test that needs it is skipped where there is none."""
+    root = data_root()
+    if root is None:
+        pytest.skip("no data sets here: set BLOCKPUNCH_DATA")
+    return root
