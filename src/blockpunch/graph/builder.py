@@ -1,0 +1,121 @@
+"""Appends nodes to a graph under construction: names, constants and shapes, for the importers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from blockpunch.errors import ModelError
+from blockpunch.graph.ir import Array, Graph, Node, Value
+from blockpunch.graph.operators import OPERATORS, Shape
+
+
+@dataclass(frozen=True, eq=False)
+class Const:
+    """A tensor known at import: any dtype, named when it comes from a named parameter."""
+
+    array: Array
+    name: str = ""
+
+
+Tensor = str | Const  # a value of the graph by name, or a constant
+
+
+class Unsupported(Exception):  # noqa: N818 - an internal signal, not an error that leaves the package
+    """An importer's rule cannot express this node; the importer collects the reasons and raises one error."""
+
+
+class GraphBuilder:
+    """A graph under construction; ``emit`` appends a node, infers its shape and returns the name of its value."""
+
+    def __init__(self, name: str) -> None:
+        self.graph = Graph(name, [], [], [], {}, {})
+        self._names: set[str] = set()  # of nodes
+        self.scope, self.path = "", ""  # name and path for the nodes that are emitted next
+
+    def add_input(self, name: str, shape: Shape) -> str:
+        """Declare a float32 input of the graph."""
+        self.graph.inputs.append(name)
+        self.graph.values[name] = Value(name, shape)
+        return name
+
+    def shape(self, tensor: Tensor) -> Shape:
+        """Shape of a tensor."""
+        return tuple(tensor.array.shape) if isinstance(tensor, Const) else self.graph.values[tensor].shape
+
+    def emit(self, op: str, inputs: Sequence[Tensor], **attrs: Any) -> str:
+        """Append a node; a shape that does not fit raises GraphError naming the node."""
+        names = tuple(self._constant(item) if isinstance(item, Const) else item for item in inputs)
+        name = self._unique(self.scope or op.lower(), self._names)
+        self._names.add(name)
+        node = Node(name, op, names, (self._unique(name, self.graph.values, self.graph.constants),), attrs, self.path)
+        shape = OPERATORS[op].infer(node, [self.graph.shape(item) for item in names])[0]
+        self.graph.nodes.append(node)
+        self.graph.values[node.outputs[0]] = Value(node.outputs[0], shape)
+        return node.outputs[0]
+
+    def rename(self, old: str, new: str) -> bool:
+        """Call the value of a node ``new``; False if that name is taken or ``old`` is an input of the graph."""
+        if old in self.graph.inputs or new in self.graph.values or new in self.graph.constants:
+            return False
+        for index, node in enumerate(self.graph.nodes):
+            if old in node.inputs or old in node.outputs:
+                swap = {old: new}
+                self.graph.nodes[index] = Node(
+                    node.name, node.op, tuple(swap.get(n, n) for n in node.inputs),
+                    tuple(swap.get(n, n) for n in node.outputs), node.attrs, node.path, node.epilogue)
+        value = self.graph.values.pop(old)
+        self.graph.values[new] = Value(new, value.shape)
+        return True
+
+    def finish(self, outputs: Iterable[tuple[str, Tensor]]) -> Graph:
+        """The graph, with its outputs under their public names.
+
+        Raises:
+            ModelError: an output does not depend on any input.
+        """
+        for name, tensor in outputs:
+            if isinstance(tensor, Const):
+                raise ModelError("is a constant: it does not depend on any input", where=f"output '{name}'",
+                                 fix="remove this output from the model")
+            taken = tensor in self.graph.outputs or tensor in self.graph.inputs
+            if tensor != name and (taken or not self.rename(tensor, name)):  # an alias: give it a tensor of its own
+                self.scope = self.path = name
+                tensor = self.emit("Reshape", [tensor], shape=self.shape(tensor))
+                name = name if tensor == name or self.rename(tensor, name) else tensor
+            self.graph.outputs.append(name)
+        return self.graph
+
+    def _constant(self, tensor: Const) -> str:
+        array = np.ascontiguousarray(tensor.array, dtype=np.float32).reshape(tensor.array.shape)
+        base = tensor.name or f"{self.scope}.constant"
+        name, number = base, 0
+        while name in self.graph.constants or name in self.graph.values:
+            known = self.graph.constants.get(name)
+            if known is not None and known.shape == array.shape and np.array_equal(known, array):
+                return name
+            number += 1
+            name = f"{base}.{number}"
+        self.graph.constants[name] = array
+        return name
+
+    @staticmethod
+    def _unique(base: str, *taken: Iterable[str]) -> str:
+        name, number = base, 0
+        while any(name in names for names in taken):
+            number += 1
+            name = f"{base}.{number}"
+        return name
+
+
+def check_finite(graph: Graph) -> Graph:
+    """Return ``graph``, or raise ModelError naming all constants with NaN or infinite numbers."""
+    bad = [name for name, array in graph.constants.items() if not np.isfinite(array).all()]
+    if bad:
+        shown = ", ".join(f"'{name}'" for name in bad[:8]) + (f" and {len(bad) - 8} more" if len(bad) > 8 else "")
+        raise ModelError(f"NaN or infinite weights in {shown}", where=graph.name,
+                         fix="check the training run or the export; such a network has no meaningful output")
+    return graph

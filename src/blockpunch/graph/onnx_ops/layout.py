@@ -1,0 +1,226 @@
+"""ONNX operators that move, cut, join, average or resample elements."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from blockpunch.graph.builder import Const, GraphBuilder, Tensor, Unsupported
+from blockpunch.graph.onnx_ops.node import OnnxNode, Rule, axis_of
+
+
+def identity(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
+    if node.outputs > 1:
+        raise Unsupported("the mask of a dropout is not computed")
+    return [node.tensor(0)]
+
+
+def cast(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
+    if node.op == "Cast" and node.attrs["to"] not in (1, 10, 11, 16):  # float, float16, double, bfloat16
+        raise Unsupported("a cast of activations to something other than floating point")
+    return [node.tensor(0)]
+
+
+def shape_of(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
+    shape = builder.shape(node.tensor(0))
+    if node.op == "Size":
+        return [Const(np.array(math.prod(shape), np.int64))]
+    return [Const(np.array(shape[node.attrs.get("start", 0):node.attrs.get("end", len(shape))], np.int64))]
+
+
+def reshape(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
+    x = node.tensor(0)
+    old, wanted = builder.shape(x), list(node.ints("shape", 1) or ())
+    if not node.attrs.get("allowzero", 0):
+        wanted = [old[axis] if size == 0 and axis < len(old) else size for axis, size in enumerate(wanted)]
+    if -1 in wanted:
+        rest = math.prod(size for size in wanted if size != -1)
+        wanted[wanted.index(-1)] = math.prod(old) // rest if rest else 0
+    return [builder.emit("Reshape", [x], shape=tuple(wanted))]
+
+
+def flatten(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
+    shape = builder.shape(node.tensor(0))
+    axis = int(node.attrs.get("axis", 1))
+    axis = axis + len(shape) if axis < 0 else axis
+    return [builder.emit("Reshape", [node.tensor(0)], shape=(math.prod(shape[:axis]), math.prod(shape[axis:])))]
+
+
+def squeeze(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
+    shape = builder.shape(node.tensor(0))
+    axes = node.ints("axes", 1)
+    gone = {axis for axis, size in enumerate(shape) if size == 1} if axes is None else {
+        axis_of(axis, len(shape)) for axis in axes}
+    return [builder.emit("Reshape", [node.tensor(0)],
+                         shape=tuple(size for axis, size in enumerate(shape) if axis not in gone))]
+
+
+def unsqueeze(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
+    old = builder.shape(node.tensor(0))
+    axes = node.ints("axes", 1) or ()
+    rank = len(old) + len(axes)
+    new = {axis_of(axis, rank) for axis in axes}
+    rest = iter(old)
+    return [builder.emit("Reshape", [node.tensor(0)],
+                         shape=tuple(1 if axis in new else next(rest) for axis in range(rank)))]
+
+
+def transpose(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
+    rank = len(builder.shape(node.tensor(0)))
+    return [builder.emit("Transpose", [node.tensor(0)], perm=node.ints("perm") or tuple(reversed(range(rank))))]
+
+
+def concat(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
+    tensors = [node.tensor(index) for index in range(len(node.inputs))]
+    axis = axis_of(int(node.attrs["axis"]), len(builder.shape(tensors[0])))
+    return [builder.emit("Concat", tensors, axis=axis)]
+
+
+def emit_slice(builder: GraphBuilder, x: Tensor, axis: int, start: int, stop: int, step: int = 1) -> str:
+    """Cut ``start:stop:step`` (with Python's meaning) out of one axis."""
+    kept = range(builder.shape(x)[axis])[start:stop:step]
+    return builder.emit("Slice", [x], starts=(kept.start,), stops=(kept.stop,), axes=(axis,), steps=(kept.step,))
+
+
+def slice_(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
+    x = node.tensor(0)
+    shape = builder.shape(x)
+    starts, stops = node.ints("starts", 1) or (), node.ints("ends", 2) or ()
+    axes = node.ints("axes", 3) or tuple(range(len(starts)))
+    steps = node.ints("steps", 4) or (1,) * len(starts)
+    axes = tuple(axis_of(axis, len(shape)) for axis in axes)
+    kept = [range(shape[axis])[start:stop:step]
+            for axis, start, stop, step in zip(axes, starts, stops, steps, strict=True)]
+    return [builder.emit("Slice", [x], starts=tuple(r.start for r in kept), stops=tuple(r.stop for r in kept),
+                         axes=axes, steps=tuple(r.step for r in kept))]
+
+
+def split(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
+    x = node.tensor(0)
+    shape = builder.shape(x)
+    axis = axis_of(int(node.attrs.get("axis", 0)), len(shape))
+    sizes = node.ints("split", 1)
+    if sizes is None:
+        chunk = -(-shape[axis] // node.outputs)
+        sizes = tuple(min(chunk, shape[axis] - chunk * index) for index in range(node.outputs))
+    results: list[Tensor] = []
+    start = 0
+    for size in sizes:
+        results.append(emit_slice(builder, x, axis, start, start + size))
+        start += size
+    return results
+
+
+def gather(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
+    """Gather by constant indices in even steps is a slice."""
+    x = node.tensor(0)
+    shape = builder.shape(x)
+    axis = axis_of(int(node.attrs.get("axis", 0)), len(shape))
+    indices = node.constant(1, "index").array
+    positions = [int(index) % shape[axis] for index in indices.ravel()]
+    steps = {b - a for a, b in zip(positions, positions[1:], strict=False)}
+    if indices.ndim > 1 or len(steps) > 1 or 0 in steps or not positions:
+        raise Unsupported("a gather of activations whose indices are not evenly spaced")
+    step = steps.pop() if steps else 1
+    stop = positions[-1] + (1 if step > 0 else -1)
+    result = builder.emit("Slice", [x], starts=(positions[0],), stops=(stop,), axes=(axis,), steps=(step,))
+    if indices.ndim == 0:
+        return [builder.emit("Reshape", [result], shape=shape[:axis] + shape[axis + 1:])]
+    return [result]
+
+
+def pad(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
+    x = node.tensor(0)
+    rank = len(builder.shape(x))
+    given = node.ints("pads", 1) or ()
+    axes = node.ints("axes", 3) or tuple(range(rank))
+    pads = [0] * (2 * rank)
+    for position, axis in enumerate(axes):
+        pads[axis_of(axis, rank)] = given[position]
+        pads[axis_of(axis, rank) + rank] = given[position + len(axes)]
+    if not any(pads):
+        return [x]
+    if node.attrs.get("mode", "constant") != "constant":
+        raise Unsupported(f"padding in mode '{node.attrs['mode']}'")
+    for axis in range(rank):  # negative padding cuts
+        if pads[axis] < 0 or pads[axis + rank] < 0:
+            size = builder.shape(x)[axis]
+            x = emit_slice(builder, x, axis, max(-pads[axis], 0), size - max(-pads[axis + rank], 0))
+    pads = [max(size, 0) for size in pads]
+    return [builder.emit("Pad", [x], pads=tuple(pads), value=node.number("value", 2, 0.0)) if any(pads) else x]
+
+
+def reduce_(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
+    x = node.tensor(0)
+    rank = len(builder.shape(x))
+    axes = node.ints("axes", 1)
+    if not axes and node.attrs.get("noop_with_empty_axes", 0):
+        return [x]
+    kept = tuple(sorted(axis_of(axis, rank) for axis in axes)) if axes else tuple(range(rank))
+    count = math.prod(builder.shape(x)[axis] for axis in kept)
+    result = builder.emit("ReduceMean", [x], axes=kept, keepdims=bool(node.attrs.get("keepdims", 1)))
+    if node.op == "ReduceSum":
+        result = builder.emit("Mul", [result, Const(np.float32(count).reshape(1))])
+    return [result]
+
+
+def resize(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
+    x = node.tensor(0)
+    shape = builder.shape(x)
+    upsample = node.op == "Upsample"
+    mode = str(node.attrs.get("mode", "nearest"))
+    coordinates = "asymmetric" if upsample else str(node.attrs.get("coordinate_transformation_mode", "half_pixel"))
+    rounding = "floor" if upsample else str(node.attrs.get("nearest_mode", "round_prefer_floor"))
+    if len(shape) != 4 or mode not in ("nearest", "linear") or coordinates not in (
+            "asymmetric", "half_pixel", "align_corners", "pytorch_half_pixel"):
+        raise Unsupported(f"a resize of {shape} in mode '{mode}' with '{coordinates}' coordinates")
+    if node.attrs.get("antialias", 0) or node.attrs.get("keep_aspect_ratio_policy", "stretch") != "stretch":
+        raise Unsupported("a resize with antialias or an aspect ratio policy")
+    axes = node.ints("axes") or (0, 1, 2, 3)
+    scales, sizes = np.ones(4), list(shape)
+    given = node.optional(1 if upsample else 2)
+    if isinstance(given, Const) and given.array.size:
+        for axis, scale in zip(axes, given.array.ravel(), strict=True):
+            scales[axis], sizes[axis] = float(scale), math.floor(shape[axis] * float(scale))
+    else:
+        for axis, size in zip(axes, node.ints("sizes", 3) or (), strict=True):
+            scales[axis], sizes[axis] = size / shape[axis], size
+    if sizes[:2] != list(shape[:2]):
+        raise Unsupported("a resize of the batch or of the channels")
+    return [builder.emit("Resize", [x], mode=mode, coordinates=coordinates, nearest_rounding=rounding,
+                         scales=(float(scales[2]), float(scales[3])), size=(sizes[2], sizes[3]))]
+
+
+def shuffle(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
+    """DepthToSpace and SpaceToDepth as reshapes around a transpose."""
+    x = node.tensor(0)
+    n, c, h, w = builder.shape(x)
+    block = int(node.attrs["blocksize"])
+    if node.op == "SpaceToDepth":
+        x = builder.emit("Reshape", [x], shape=(n, c, h // block, block, w // block, block))
+        x = builder.emit("Transpose", [x], perm=(0, 3, 5, 1, 2, 4))
+        return [builder.emit("Reshape", [x], shape=(n, c * block * block, h // block, w // block))]
+    c //= block * block
+    if node.attrs.get("mode", "DCR") == "CRD":
+        x = builder.emit("Reshape", [x], shape=(n, c, block, block, h, w))
+        x = builder.emit("Transpose", [x], perm=(0, 1, 4, 2, 5, 3))
+    else:
+        x = builder.emit("Reshape", [x], shape=(n, block, block, c, h, w))
+        x = builder.emit("Transpose", [x], perm=(0, 3, 4, 1, 5, 2))
+    return [builder.emit("Reshape", [x], shape=(n, c, h * block, w * block))]
+
+
+def expand(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
+    x = node.tensor(0)
+    shape = np.broadcast_shapes(builder.shape(x), node.ints("shape", 1) or ())
+    return [x if shape == builder.shape(x) else builder.emit("Add", [x, Const(np.zeros(shape, np.float32))])]
+
+
+RULES: dict[str, Rule] = {
+    "Identity": identity, "Dropout": identity, "Cast": cast, "CastLike": cast, "Shape": shape_of, "Size": shape_of,
+    "Reshape": reshape, "Flatten": flatten, "Squeeze": squeeze, "Unsqueeze": unsqueeze, "Transpose": transpose,
+    "Concat": concat, "Slice": slice_, "Split": split, "Gather": gather, "Pad": pad, "ReduceMean": reduce_,
+    "ReduceSum": reduce_, "Resize": resize, "Upsample": resize, "DepthToSpace": shuffle, "SpaceToDepth": shuffle,
+    "Expand": expand,
+}

@@ -1,0 +1,148 @@
+"""ONNX convolution, pooling, matrix products and batch-norm."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from blockpunch.graph.builder import Const, GraphBuilder, Tensor, Unsupported
+from blockpunch.graph.onnx_ops.node import OnnxNode, Rule
+
+
+def _pair(node: OnnxNode, attribute: str, default: int = 1) -> tuple[int, int]:
+    values = node.ints(attribute) or (default, default)
+    if len(values) != 2:
+        raise Unsupported(f"{attribute} {values} is not two-dimensional")
+    return values[0], values[1]
+
+
+def _pads(node: OnnxNode, size: tuple[int, ...], kernel: tuple[int, int], stride: tuple[int, int],
+          dilation: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Explicit (top, left, bottom, right) from ``pads`` or ``auto_pad``."""
+    mode = node.attrs.get("auto_pad", "NOTSET")
+    if mode in ("NOTSET", ""):
+        pads = node.ints("pads") or (0, 0, 0, 0)
+        return pads[0], pads[1], pads[2], pads[3]
+    if mode == "VALID":
+        return 0, 0, 0, 0
+    before, after = [], []
+    for axis in (0, 1):
+        out = -(-size[axis] // stride[axis])
+        total = max((out - 1) * stride[axis] + dilation[axis] * (kernel[axis] - 1) + 1 - size[axis], 0)
+        small, large = total // 2, total - total // 2
+        before.append(large if mode == "SAME_LOWER" else small)
+        after.append(small if mode == "SAME_LOWER" else large)
+    return before[0], before[1], after[0], after[1]
+
+
+def ceil_pads(size: tuple[int, ...], kernel: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int],
+              pads: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
+    """Pads that make the usual rounding down give what ``ceil_mode`` asks for."""
+    grown = list(pads)
+    for axis in (0, 1):
+        span = dilation[axis] * (kernel[axis] - 1) + 1
+        out = -(-(size[axis] + pads[axis] + pads[axis + 2] - span) // stride[axis]) + 1
+        if (out - 1) * stride[axis] >= size[axis] + pads[axis]:  # the last window would start in the padding
+            out -= 1
+        grown[axis + 2] = max(pads[axis + 2], (out - 1) * stride[axis] + span - size[axis] - pads[axis])
+    return grown[0], grown[1], grown[2], grown[3]
+
+
+def _image(builder: GraphBuilder, node: OnnxNode) -> tuple[Tensor, tuple[int, ...]]:
+    x = node.tensor(0)
+    shape = builder.shape(x)
+    if len(shape) != 4:
+        raise Unsupported(f"only images [N, C, H, W] are supported, this has shape {shape}")
+    return x, shape
+
+
+def conv(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
+    x, shape = _image(builder, node)
+    weight = node.constant(1, "weight")
+    kernel: tuple[int, int] = weight.array.shape[2:4]
+    stride, dilation = _pair(node, "strides"), _pair(node, "dilations")
+    inputs: list[Tensor] = [x, weight]
+    if node.optional(2) is not None:
+        inputs.append(node.constant(2, "bias"))
+    return [builder.emit("Conv", inputs, stride=stride, pads=_pads(node, shape[2:], kernel, stride, dilation),
+                         dilation=dilation, groups=int(node.attrs.get("group", 1)))]
+
+
+def emit_pool(builder: GraphBuilder, average: bool, x: Tensor, kernel: tuple[int, int], stride: tuple[int, int],
+              pads: tuple[int, int, int, int], *, dilation: tuple[int, int] = (1, 1), ceil: bool = False,
+              count_include_pad: bool = False) -> str:
+    """A pool with ``ceil_mode`` turned into explicit pads; used by both importers."""
+    grown = ceil_pads(builder.shape(x)[2:], kernel, stride, dilation, pads) if ceil else pads
+    if not average:
+        return builder.emit("MaxPool", [x], kernel=kernel, stride=stride, pads=grown, dilation=dilation)
+    if dilation != (1, 1):
+        raise Unsupported(f"an average pool with dilation {dilation}")
+    if count_include_pad and grown != pads:  # given pads count as zeros, those of ceil_mode do not count
+        x = builder.emit("Pad", [x], pads=(0, 0, *pads[:2], 0, 0, *pads[2:]), value=0.0)
+        pads, grown = (0, 0, 0, 0), (0, 0, grown[2] - pads[2], grown[3] - pads[3])
+    return builder.emit("AveragePool", [x], kernel=kernel, stride=stride, pads=grown,
+                        count_include_pad=count_include_pad and grown == pads and any(grown))
+
+
+def pool(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
+    x, shape = _image(builder, node)
+    if node.outputs > 1:
+        raise Unsupported("the indices of a max pool are not computed")
+    kernel = _pair(node, "kernel_shape")
+    stride, dilation = _pair(node, "strides"), _pair(node, "dilations")
+    return [emit_pool(builder, node.op == "AveragePool", x, kernel, stride,
+                      _pads(node, shape[2:], kernel, stride, dilation), dilation=dilation,
+                      ceil=bool(node.attrs.get("ceil_mode", 0)),
+                      count_include_pad=bool(node.attrs.get("count_include_pad", 0)))]
+
+
+def global_pool(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
+    x, shape = _image(builder, node)
+    if node.op == "GlobalAveragePool":
+        return [builder.emit("GlobalAveragePool", [x])]
+    return [builder.emit("MaxPool", [x], kernel=shape[2:], stride=(1, 1), pads=(0, 0, 0, 0), dilation=(1, 1))]
+
+
+def batch_norm(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
+    if node.attrs.get("training_mode", 0) or node.outputs > 1:
+        raise Unsupported("batch-norm in training mode; export the model in eval mode")
+    statistics = [node.constant(index, "statistic") for index in range(1, 5)]
+    return [builder.emit("BatchNorm", [node.tensor(0), *statistics], eps=float(node.attrs.get("epsilon", 1e-5)))]
+
+
+def gemm(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
+    x = node.tensor(0)
+    if isinstance(x, Const):
+        raise Unsupported("the first matrix is a constant")
+    if node.attrs.get("transA", 0):
+        x = builder.emit("Transpose", [x], perm=(1, 0))
+    weight = node.constant(1, "second matrix")
+    matrix = weight.array if node.attrs.get("transB", 0) else weight.array.T
+    alpha, beta = float(node.attrs.get("alpha", 1.0)), float(node.attrs.get("beta", 1.0))
+    inputs: list[Tensor] = [x, Const(matrix if alpha == 1 else matrix * np.float32(alpha), weight.name)]
+    tail = node.optional(2)
+    if isinstance(tail, Const) and tail.array.size in (1, matrix.shape[0]) and tail.array.shape[-1:] != (1,) * (
+            matrix.shape[0] > 1 and tail.array.size > 1):
+        bias = np.broadcast_to(tail.array.reshape(-1), matrix.shape[:1])
+        return [builder.emit("Linear", [*inputs, Const(bias if beta == 1 else bias * np.float32(beta), tail.name)])]
+    result = builder.emit("Linear", inputs)
+    if tail is None:
+        return [result]
+    if beta != 1:
+        tail = (Const(tail.array * np.float32(beta)) if isinstance(tail, Const)
+                else builder.emit("Mul", [tail, Const(np.float32(beta).reshape(1))]))
+    return [builder.emit("Add", [result, tail])]
+
+
+def matmul(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
+    a, b = node.tensor(0), node.tensor(1)
+    if isinstance(b, Const) and b.array.ndim == 2 and not isinstance(a, Const):
+        return [builder.emit("Linear", [a, Const(b.array.T, b.name)])]
+    if len(builder.shape(a)) < 2 or len(builder.shape(b)) < 2:
+        raise Unsupported("a product with a vector")
+    return [builder.emit("MatMul", [a, b])]
+
+
+RULES: dict[str, Rule] = {
+    "Conv": conv, "MaxPool": pool, "AveragePool": pool, "GlobalAveragePool": global_pool, "GlobalMaxPool": global_pool,
+    "BatchNormalization": batch_norm, "Gemm": gemm, "MatMul": matmul,
+}
