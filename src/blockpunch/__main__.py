@@ -1,0 +1,5 @@
+"""``python -m blockpunch``: the command line."""
+
+from blockpunch.cli import main
+
+main()

@@ -1,0 +1,140 @@
+"""The verbs ``inspect``, ``compile``, ``run`` and ``extract``."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from blockpunch.artifact import Artifact
+from blockpunch.artifact import compile as compile_model
+from blockpunch.atomic import write_atomic
+from blockpunch.cli import show
+from blockpunch.cli.options import Json, Model, Output, Shape, Threads, check_output, parse_shapes
+from blockpunch.errors import InputError, OutputError
+from blockpunch.measure.layers import LayerTime, static_layers, time_layers
+from blockpunch.runtime.session import Session
+from blockpunch.target import TARGET_NAMES, Target
+
+
+def compile_(
+    model: Model,
+    output: Output,
+    target: Annotated[str, typer.Option("--target", help=f"One of: {', '.join(TARGET_NAMES)}.")] = "host",
+    threads: Threads = 1,
+    shape: Shape = None,
+) -> None:
+    """Compile an ONNX file, with whatever zeros its weights have, into a .bp file."""
+    check_output(output)
+    start = time.monotonic()
+    artifact = compile_model(model, target=Target.named(target), shape=parse_shapes(shape), threads=threads)
+    artifact.save(output)
+    macs, kept = (sum(getattr(layer, key) for layer in artifact.layers) for key in ("macs", "kept_macs"))
+    show.line(f"{output}: {show.megabytes(output.stat().st_size)}, {kept / 1e6:.1f} of {macs / 1e6:.1f} MMAC, "
+              f"for {target}, in {time.monotonic() - start:.1f} s")
+
+
+def inspect(
+    model: Model,
+    timed: Annotated[bool, typer.Option("--time", help="Run it and show each layer's time (of a .bp file).")] = False,
+    threads: Threads = 1,
+    shape: Shape = None,
+    json_: Json = None,
+) -> None:
+    """Show a network layer by layer: an ONNX file's weights and zeros, or a compiled one's packing and times."""
+    if model.suffix == ".bp":
+        artifact = Artifact.load(model)
+        rows = time_layers(artifact, threads=threads) if timed else static_layers(artifact)
+        _emit_layers(model.name, rows, timed, json_)
+        return
+    if timed:
+        raise InputError("only a compiled network can be timed layer by layer", where=str(model),
+                         fix="compile it first: blockpunch compile")
+    from blockpunch.cli.weights import inspect_onnx
+
+    inspect_onnx(model, parse_shapes(shape), json_)
+
+
+def _emit_layers(name: str, rows: list[LayerTime], timed: bool, json_: str | None) -> None:
+    if json_ is not None:
+        show.write_json({"layers": [row.to_json() for row in rows]}, json_)
+    if json_ == "-":
+        return
+    if timed:
+        cells = [(r.name, r.kind, r.ms, f"{100 * r.share:.1f} %", r.kept_macs / 1e6, r.gmacs_per_second,
+                  None if r.peak_share is None else f"{100 * r.peak_share:.0f} %", r.packing, r.reason) for r in rows]
+        total = sum(r.ms or 0 for r in rows)
+        show.table(f"{name}: {total:.3f} ms", ("layer", "kind", "ms", "share", "kept MMAC", "GMAC/s", "of FMA peak",
+                                               "packing", "why"), cells)
+    else:
+        show.table(name, ("layer", "kind", "MMAC", "kept MMAC", "bytes", "packing", "why"), [
+            (r.name, r.kind, r.macs / 1e6, r.kept_macs / 1e6, r.weight_bytes, r.packing, r.reason) for r in rows])
+
+
+def run(
+    model: Annotated[Path, typer.Argument(help="A compiled network (.bp).", show_default=False)],
+    input_: Annotated[list[str], typer.Option("--input", "-i", metavar="[NAME=]FILE.npy", show_default=False,
+                                              help="An input array; once for each input.")],
+    output: Annotated[Path, typer.Option("--output", "-o", show_default=False,
+                                         help="FILE.npy for one output, FILE.npz for several.")],
+    threads: Threads = 1,
+) -> None:
+    """Run a compiled network on arrays from .npy files."""
+    check_output(output)
+    with Session(model, threads=threads) as session:
+        inputs = _read_inputs(input_, [name for name, _ in session.inputs])
+        results: dict[str, Any] = session.run(inputs)
+    _save_arrays(results, output)
+    for name, array in results.items():
+        show.line(f"{name}: {list(array.shape)}, {array.min():.6g} .. {array.max():.6g}")
+
+
+def _read_inputs(texts: list[str], names: list[str]) -> dict[str, Any]:
+    """Arrays by input name; a single unnamed file belongs to the first input without a file."""
+    arrays: dict[str, Any] = {}
+    for text in texts:
+        name, separator, path = text.partition("=")
+        if not separator:
+            path = text
+            left = [known for known in names if known not in arrays]
+            if not left:
+                raise InputError(f"{len(texts)} inputs given, the network has {len(names)}", where="--input",
+                                 fix=f"its inputs: {', '.join(names)}")
+            name = left[0]
+        try:
+            arrays[name] = np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise InputError(f"not a .npy array ({error})", where=path, fix="save it with numpy.save") from None
+        if not isinstance(arrays[name], np.ndarray):
+            raise InputError("holds several arrays", where=path, fix="save each input with numpy.save")
+    return arrays
+
+
+def _save_arrays(results: dict[str, Any], output: Path) -> None:
+    import io
+
+    buffer = io.BytesIO()
+    if output.suffix == ".npz":
+        np.savez(buffer, **results)
+    elif len(results) == 1:
+        np.save(buffer, next(iter(results.values())))
+    else:
+        raise OutputError(f"the network has {len(results)} outputs", where=str(output), fix="name a .npz file")
+    write_atomic(output, buffer.getvalue())
+
+
+def extract(
+    model: Annotated[Path, typer.Argument(help="A compiled network (.bp).", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="A folder, made if missing.", show_default=False)],
+) -> None:
+    """Unpack a .bp file: manifest, weights, generated C, library, and what a C program needs to use them."""
+    artifact = Artifact.load(model)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot be made ({error.strerror})", where=str(output), fix="name another folder") from None
+    for path in artifact.extract(output):
+        show.line(str(path))

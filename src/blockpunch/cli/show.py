@@ -1,0 +1,72 @@
+"""Tables and lines on the terminal. Results go to standard output; notes and progress to standard error."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from blockpunch.atomic import write_atomic
+
+_WIDE = 160  # a pipe has no width: long rows must not be folded there
+
+
+def console(*, error: bool = False) -> Console:
+    """The terminal as it is now (tests replace the streams)."""
+    stream = sys.stderr if error else sys.stdout
+    return Console(file=stream, width=None if stream.isatty() else _WIDE, highlight=False, soft_wrap=False)
+
+
+def note(text: str) -> None:
+    """A line about what is being done, on standard error."""
+    console(error=True).print(Text(text), style="dim")
+
+
+def line(text: str) -> None:
+    """A line of the result."""
+    console().print(Text(text))
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], *, caption: str = "") -> None:
+    """A table; a column whose cells are all numbers (or ``-``) is aligned to the right."""
+    shown = Table(title=title, box=SIMPLE_HEAD, title_justify="left", title_style="bold", caption=caption or None,
+                  caption_justify="left", pad_edge=False)
+    cells = [[_cell(value) for value in row] for row in rows]
+    for i, name in enumerate(columns):
+        numeric = all(isinstance(row[i], int | float) or row[i] in (None, "") for row in rows)
+        shown.add_column(name, justify="right" if numeric else "left", no_wrap=True, overflow="ellipsis")
+    for row in cells:
+        shown.add_row(*(Text(cell) for cell in row))
+    console().print(shown)
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}".replace(",", " ")
+    return str(value)
+
+
+def write_json(data: Any, where: str) -> None:
+    """Write JSON to a file, or to standard output for ``-``."""
+    text = json.dumps(data, indent=2, allow_nan=False) + "\n"
+    if where == "-":
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    else:
+        write_atomic(Path(where), text.encode())
+
+
+def megabytes(count: int) -> str:
+    """Bytes as MiB or KiB."""
+    return f"{count / 2**20:.1f} MiB" if count >= 1 << 20 else f"{count / 1024:.0f} KiB"

@@ -1,0 +1,242 @@
+"""Engines side by side in one process: interleaved rounds, pinned, outputs compared with ONNX Runtime's.
+
+A round gives every engine the same slice of time, in rotated order, so that a busy moment of the machine hits all of
+them alike. With one thread the clock is the process's CPU time, which other programs cannot lengthen; with more it is
+the wall clock.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from blockpunch.errors import BenchmarkError, MissingExtraError
+from blockpunch.measure.engines import ENGINES, Array, Runner, Shapes, engine, random_inputs
+from blockpunch.measure.engines.onnxruntime import OnnxRuntimeRunner
+from blockpunch.measure.pinning import pinned
+
+log = logging.getLogger(__name__)
+Progress = Callable[[str], None]
+OURS = "blockpunch"
+
+
+@dataclass(frozen=True)
+class EngineResult:
+    """One engine's times. ``spread`` is the interquartile range over the median; no error without a reference."""
+
+    median_ms: float
+    min_ms: float
+    runs: int
+    max_rel_error: float | None
+    version: str
+    spread: float
+    model: str
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """A measurement of several engines in one run."""
+
+    model: str
+    threads: int
+    engines: dict[str, EngineResult]
+    clock: str
+    cores: list[int] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def best_peer(self) -> str | None:
+        """The fastest engine other than ours, or None."""
+        peers = {name: result.median_ms for name, result in self.engines.items() if name != OURS}
+        return min(peers, key=lambda name: peers[name]) if peers else None
+
+    def speedups(self) -> dict[str, float]:
+        """For each peer: its median time over ours. Empty when we did not run."""
+        if OURS not in self.engines:
+            return {}
+        ours = self.engines[OURS].median_ms
+        return {name: result.median_ms / ours for name, result in self.engines.items() if name != OURS}
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data: ``model``, ``threads``, ``engines`` and a few facts more."""
+        data = asdict(self)
+        data["speedups"] = self.speedups()
+        return data
+
+
+@dataclass
+class _Contestant:
+    name: str
+    path: Path
+    runner: Runner
+    error: float | None
+    times: list[int] = field(default_factory=list)
+
+
+def relative_error(outputs: Sequence[Array], reference: Sequence[Array]) -> float:
+    """Largest absolute difference over the largest absolute reference value, over all outputs together.
+
+    Raises:
+        BenchmarkError: another number of outputs, or other shapes.
+    """
+    if len(outputs) != len(reference) or any(a.shape != b.shape for a, b in zip(outputs, reference, strict=False)):
+        raise BenchmarkError(f"outputs of shapes {[o.shape for o in outputs]}, expected {[r.shape for r in reference]}")
+    difference = max(float(np.max(np.abs(a.astype(np.float64) - b), initial=0)) for a, b in
+                     zip(outputs, reference, strict=True))
+    largest = max(float(np.max(np.abs(r), initial=0)) for r in reference)
+    return difference / largest if largest else difference
+
+
+class Reference:
+    """ONNX Runtime's outputs for each model file, computed once; knows nothing where it is not installed."""
+
+    def __init__(self, shapes: Shapes | None, inputs: Mapping[str, Array] | None = None) -> None:
+        self._shapes, self._given = shapes, inputs
+        self._known: dict[Path, tuple[dict[str, Array], list[Array]]] = {}
+
+    def outputs(self, path: Path) -> list[Array] | None:
+        """Outputs of a model file, or None where there is no telling."""
+        found = self._load(path)
+        return found[1] if found else None
+
+    def inputs(self, path: Path) -> dict[str, Array] | None:
+        """The arrays that the outputs belong to."""
+        found = self._load(path)
+        return found[0] if found else None
+
+    def _load(self, path: Path) -> tuple[dict[str, Array], list[Array]] | None:
+        if path.suffix != ".onnx":
+            return None
+        if path not in self._known:
+            try:
+                runner = OnnxRuntimeRunner(path, 1)
+            except MissingExtraError:
+                return None
+            inputs = dict(self._given) if self._given else random_inputs(runner.shapes(self._shapes))
+            self._known[path] = (inputs, [np.array(output) for output in runner.run(inputs)])
+            runner.close()
+        return self._known[path]
+
+
+def bench(model: Path, engines: Sequence[str], *, threads: int = 1, peer_model: Path | None = None,
+          shapes: Shapes | None = None, inputs: Mapping[str, Array] | None = None, seconds: float = 3.0,
+          tolerance: float = 1e-3, progress: Progress | None = None) -> BenchResult:
+    """Measure ``model`` (``.onnx``; ours reads ``.bp`` too) in the named engines.
+
+    Args:
+        model: the file that every engine runs, but for peers when ``peer_model`` is given (the dense file, say).
+        engines: names from :data:`~blockpunch.measure.engines.ENGINES`.
+        threads: computing threads, and cores that the process is held to.
+        peer_model: what the engines other than ours run.
+        shapes: input name -> shape, for models with dynamic dimensions.
+        inputs: arrays to run; random ones otherwise.
+        seconds: measuring time for each engine.
+        tolerance: the largest relative error that counts as the same result.
+        progress: called with a line of text when something takes long.
+
+    Raises:
+        BenchmarkError: an unknown engine, a failure in one, or outputs that disagree.
+        MissingExtraError: an engine that is not installed.
+    """
+    if threads < 1:
+        raise BenchmarkError(f"{threads} threads cannot compute anything", fix="--threads 1 or more")
+    if not engines:
+        raise BenchmarkError("no engine to measure", fix=f"--engines with some of: {', '.join(ENGINES)}")
+    say = progress or log.info
+    for path in filter(None, (model, peer_model)):
+        if not path.is_file():
+            raise BenchmarkError("no such file", where=str(path))
+    started = time.monotonic()
+    contestants: list[_Contestant] = []
+    with pinned(threads) as cores:
+        try:
+            reference = Reference(shapes, inputs)
+            for name in dict.fromkeys(engines):
+                path = peer_model if peer_model is not None and name != OURS else model
+                contestants.append(_enter(name, path, threads, shapes, reference, tolerance, say))
+            feeds = [reference.inputs(c.path) or dict(inputs or _own_inputs(c)) for c in contestants]
+            _measure(contestants, feeds, threads, seconds, say)
+        finally:
+            for contestant in contestants:
+                contestant.runner.close()
+    results = {c.name: _summary(c) for c in contestants}
+    return BenchResult(str(model), threads, results, "cpu" if threads == 1 else "wall", cores,
+                       round(time.monotonic() - started, 1))
+
+
+def _enter(name: str, path: Path, threads: int, shapes: Shapes | None, reference: Reference, tolerance: float,
+           say: Progress) -> _Contestant:
+    """Prepare one engine and check its outputs before any time is measured."""
+    row = engine(name)
+    if path.suffix not in row.suffixes:
+        raise BenchmarkError(f"{name} reads {' and '.join(row.suffixes)} files", where=str(path),
+                             fix=f"leave {name} out, or give it a file with --peer-model")
+    say(f"preparing {name}")
+    runner = row.prepare(path, threads, shapes)
+    expected = reference.outputs(path)
+    error: float | None = None
+    if expected is not None:
+        feeds = reference.inputs(path)
+        assert feeds is not None
+        error = relative_error([np.asarray(output) for output in runner.run(feeds)], expected)
+        if not error <= tolerance:
+            runner.close()
+            raise BenchmarkError(f"{name} disagrees with ONNX Runtime by {error:.2g} of the largest output",
+                                 where=str(path),
+                                 fix="its time would mean nothing; --tolerance accepts a larger difference")
+    return _Contestant(name, path, runner, error)
+
+
+def _own_inputs(contestant: _Contestant) -> dict[str, Array]:
+    """Random inputs for a file that only our own engine reads."""
+    session = getattr(contestant.runner, "session", None)
+    if session is None:
+        raise BenchmarkError("the shapes of the inputs are not known", where=str(contestant.path), fix="give --input")
+    return random_inputs({name: tuple(shape) for name, shape in session.inputs})
+
+
+def _measure(contestants: Sequence[_Contestant], feeds: Sequence[Mapping[str, Array]], threads: int, seconds: float,
+             say: Progress) -> None:
+    """Rounds of equal slices in rotated order, until every engine had its time."""
+    clock = time.process_time_ns if threads == 1 else time.perf_counter_ns
+    for contestant, feed in zip(contestants, feeds, strict=True):
+        _run_for(contestant, feed, clock, 0.1, keep=False)
+    rounds = max(4, math.ceil(seconds / 0.3))
+    say(f"measuring {', '.join(c.name for c in contestants)} in {rounds} rounds")
+    pairs = list(zip(contestants, feeds, strict=True))
+    for number in range(rounds):
+        turn = number % len(pairs)
+        for contestant, feed in pairs[turn:] + pairs[:turn]:
+            _run_for(contestant, feed, clock, seconds / rounds, keep=True)
+
+
+def _run_for(contestant: _Contestant, feed: Mapping[str, Array], clock: Callable[[], int], seconds: float, *,
+             keep: bool) -> None:
+    """One slice: an unmeasured run to fill the caches, then measured ones until the time is over."""
+    run = contestant.runner.run
+    run(feed)
+    end = time.perf_counter() + seconds
+    while True:
+        start = clock()
+        run(feed)
+        stop = clock()
+        if keep:
+            contestant.times.append(stop - start)
+        if time.perf_counter() >= end:
+            return
+
+
+def _summary(contestant: _Contestant) -> EngineResult:
+    times = sorted(contestant.times)
+    median = statistics.median(times)
+    quarter = len(times) // 4
+    spread = (times[-1 - quarter] - times[quarter]) / median if median else 0.0
+    return EngineResult(median_ms=median / 1e6, min_ms=times[0] / 1e6, runs=len(times), max_rel_error=contestant.error,
+                        version=contestant.runner.version, spread=round(spread, 4), model=str(contestant.path))
