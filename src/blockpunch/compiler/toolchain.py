@@ -269,7 +269,7 @@ def model_header() -> dict[str, str]:
 
 def runtime_sources() -> dict[str, str]:
     """The C runtime (thread pool, ``blockpunch.h``) to build together with a model, as ``{file name: text}``."""
-    return _read_c("bp_model.h", "blockpunch.h", "runtime.c")
+    return _read_c("bp_model.h", "blockpunch.h", "pool.h", "pool.c", "runtime.c")
 
 
 def _read_c(*names: str) -> dict[str, str]:
