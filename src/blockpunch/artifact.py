@@ -66,7 +66,8 @@ class Artifact:
     def __repr__(self) -> str:
         kept, dense = (sum(getattr(layer, field) for layer in self.layers) for field in ("kept_macs", "macs"))
         library = "" if self.library is not None else ", no library"
-        return (f"Artifact({self.name!r} for {self.target.name}: {len(self.layers)} layers, {kept:,} of {dense:,} MACs, "
+        return (f"Artifact({self.name!r} for {self.target.name}: {len(self.layers)} layers, "
+                f"{kept:,} of {dense:,} MACs, "
                 f"{self.weights.size:,} bytes of weights{library})")
 
     @property
@@ -157,7 +158,7 @@ class Artifact:
         if self.library is not None:
             files[root / f"lib{re.sub(r'[^A-Za-z0-9_.-]', '_', self.name)}.so"] = self.library
         for path, data in files.items():
-            atomic.write_bytes(path, data)
+            atomic.write_atomic(path, data)
         return sorted(files)
 
     def _members(self) -> dict[str, bytes | memoryview]:

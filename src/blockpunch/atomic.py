@@ -54,7 +54,7 @@ def atomic_open(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         yield file
 
 
-def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
     """Write a binary file whole or not at all (:class:`OutputError` if it cannot be)."""
     with atomic_open(path) as file:
         file.write(data)
@@ -62,7 +62,7 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write a UTF-8 text file whole or not at all (:class:`OutputError` if it cannot be)."""
-    write_bytes(path, text.encode("utf-8"))
+    write_atomic(path, text.encode("utf-8"))
 
 
 def make_folder(path: str | os.PathLike[str]) -> Path:
