@@ -17,7 +17,8 @@ def load_graph(model: Any, example: Any = None, *, shape: Mapping[str, tuple[int
     """Import a model of any supported kind.
 
     Args:
-        model: path of an ONNX file, ``onnx.ModelProto``, ``torch.nn.Module``, ``torch.export.ExportedProgram`` or Graph.
+        model: path of an ONNX file, ``onnx.ModelProto``, ``torch.nn.Module``, ``torch.export.ExportedProgram``
+            or Graph.
         example: example input (tensor or tuple of tensors), needed for a ``torch.nn.Module``.
         shape: input name -> static shape, for ONNX models with dynamic dimensions.
 

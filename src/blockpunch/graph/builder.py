@@ -24,8 +24,8 @@ class Const:
 Tensor = str | Const  # a value of the graph by name, or a constant
 
 
-class Unsupported(Exception):  # noqa: N818 - an internal signal, not an error that leaves the package
-    """An importer's rule cannot express this node; the importer collects the reasons and raises one error."""
+class Unsupported(Exception):
+    """Internal signal: a rule cannot express this node; the importer collects the reasons and raises one error."""
 
 
 class GraphBuilder:

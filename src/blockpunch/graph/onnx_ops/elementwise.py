@@ -21,17 +21,17 @@ _UNARY: dict[str, tuple[str, dict[str, Any]]] = {
 _BINARY = ("Add", "Sub", "Mul", "Div", "Pow")
 
 
-def unary(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
+def _unary(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
     op, defaults = _UNARY[node.op]
     return [builder.emit(op, [node.tensor(0)],
                          **{name: type(default)(node.attrs.get(name, default)) for name, default in defaults.items()})]
 
 
-def binary(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
+def _binary(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
     return [builder.emit(node.op, [node.tensor(0), node.tensor(1)])]
 
 
-def chain(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
+def _chain(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
     """Min, Max, Sum and Mean of any number of tensors."""
     result = node.tensor(0)
     for index in range(1, len(node.inputs)):
@@ -41,28 +41,28 @@ def chain(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
     return [result]
 
 
-def clip(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
+def _clip(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
     low, high = node.number("min", 1, -math.inf), node.number("max", 2, math.inf)
     if (low, high) == (0.0, math.inf):
         return [builder.emit("Relu", [node.tensor(0)])]
     return [builder.emit("Clip", [node.tensor(0)], min=low, max=high)]
 
 
-def prelu(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
+def _prelu(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
     return [builder.emit("PRelu", [node.tensor(0), node.constant(1, "slope")])]
 
 
-def reciprocal(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
+def _reciprocal(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
     return [builder.emit("Div", [Const(np.ones(1, np.float32)), node.tensor(0)])]
 
 
-def swish(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
+def _swish(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
     if float(node.attrs.get("alpha", 1.0)) != 1.0:
         raise Unsupported("a Swish with alpha other than 1")
     return [builder.emit("Silu", [node.tensor(0)])]
 
 
-def softmax(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
+def _softmax(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
     x = node.tensor(0)
     shape = builder.shape(x)
     axis = axis_of(int(node.attrs.get("axis", -1 if node.opset >= 13 else 1)), len(shape))
@@ -76,7 +76,7 @@ def softmax(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
 
 
 RULES: dict[str, Rule] = {
-    **dict.fromkeys(_UNARY, unary), **dict.fromkeys(_BINARY, binary),
-    "Min": chain, "Max": chain, "Sum": chain, "Mean": chain, "Clip": clip, "PRelu": prelu, "Reciprocal": reciprocal,
-    "Swish": swish, "Softmax": softmax, "LogSoftmax": softmax,
+    **dict.fromkeys(_UNARY, _unary), **dict.fromkeys(_BINARY, _binary),
+    "Min": _chain, "Max": _chain, "Sum": _chain, "Mean": _chain, "Clip": _clip, "PRelu": _prelu, "Reciprocal": _reciprocal,
+    "Swish": _swish, "Softmax": _softmax, "LogSoftmax": _softmax,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -10,26 +11,26 @@ from blockpunch.graph.builder import Const, GraphBuilder, Tensor, Unsupported
 from blockpunch.graph.onnx_ops.node import OnnxNode, Rule, axis_of
 
 
-def identity(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
+def _identity(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
     if node.outputs > 1:
         raise Unsupported("the mask of a dropout is not computed")
     return [node.tensor(0)]
 
 
-def cast(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
+def _cast(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
     if node.op == "Cast" and node.attrs["to"] not in (1, 10, 11, 16):  # float, float16, double, bfloat16
         raise Unsupported("a cast of activations to something other than floating point")
     return [node.tensor(0)]
 
 
-def shape_of(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
+def _shape_of(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
     shape = builder.shape(node.tensor(0))
     if node.op == "Size":
         return [Const(np.array(math.prod(shape), np.int64))]
     return [Const(np.array(shape[node.attrs.get("start", 0):node.attrs.get("end", len(shape))], np.int64))]
 
 
-def reshape(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
+def _reshape(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
     x = node.tensor(0)
     old, wanted = builder.shape(x), list(node.ints("shape", 1) or ())
     if not node.attrs.get("allowzero", 0):
@@ -40,14 +41,14 @@ def reshape(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
     return [builder.emit("Reshape", [x], shape=tuple(wanted))]
 
 
-def flatten(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
+def _flatten(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
     shape = builder.shape(node.tensor(0))
     axis = int(node.attrs.get("axis", 1))
     axis = axis + len(shape) if axis < 0 else axis
     return [builder.emit("Reshape", [node.tensor(0)], shape=(math.prod(shape[:axis]), math.prod(shape[axis:])))]
 
 
-def squeeze(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
+def _squeeze(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
     shape = builder.shape(node.tensor(0))
     axes = node.ints("axes", 1)
     gone = {axis for axis, size in enumerate(shape) if size == 1} if axes is None else {
@@ -56,7 +57,7 @@ def squeeze(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
                          shape=tuple(size for axis, size in enumerate(shape) if axis not in gone))]
 
 
-def unsqueeze(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
+def _unsqueeze(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
     old = builder.shape(node.tensor(0))
     axes = node.ints("axes", 1) or ()
     rank = len(old) + len(axes)
@@ -66,12 +67,12 @@ def unsqueeze(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
                          shape=tuple(1 if axis in new else next(rest) for axis in range(rank)))]
 
 
-def transpose(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
+def _transpose(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
     rank = len(builder.shape(node.tensor(0)))
     return [builder.emit("Transpose", [node.tensor(0)], perm=node.ints("perm") or tuple(reversed(range(rank))))]
 
 
-def concat(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
+def _concat(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
     tensors = [node.tensor(index) for index in range(len(node.inputs))]
     axis = axis_of(int(node.attrs["axis"]), len(builder.shape(tensors[0])))
     return [builder.emit("Concat", tensors, axis=axis)]
@@ -83,7 +84,7 @@ def emit_slice(builder: GraphBuilder, x: Tensor, axis: int, start: int, stop: in
     return builder.emit("Slice", [x], starts=(kept.start,), stops=(kept.stop,), axes=(axis,), steps=(kept.step,))
 
 
-def slice_(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
+def _slice(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
     x = node.tensor(0)
     shape = builder.shape(x)
     starts, stops = node.ints("starts", 1) or (), node.ints("ends", 2) or ()
@@ -96,7 +97,7 @@ def slice_(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
                          axes=axes, steps=tuple(r.step for r in kept))]
 
 
-def split(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
+def _split(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
     x = node.tensor(0)
     shape = builder.shape(x)
     axis = axis_of(int(node.attrs.get("axis", 0)), len(shape))
@@ -112,14 +113,14 @@ def split(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
     return results
 
 
-def gather(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
+def _gather(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
     """Gather by constant indices in even steps is a slice."""
     x = node.tensor(0)
     shape = builder.shape(x)
     axis = axis_of(int(node.attrs.get("axis", 0)), len(shape))
     indices = node.constant(1, "index").array
     positions = [int(index) % shape[axis] for index in indices.ravel()]
-    steps = {b - a for a, b in zip(positions, positions[1:], strict=False)}
+    steps = {b - a for a, b in itertools.pairwise(positions)}
     if indices.ndim > 1 or len(steps) > 1 or 0 in steps or not positions:
         raise Unsupported("a gather of activations whose indices are not evenly spaced")
     step = steps.pop() if steps else 1
@@ -130,7 +131,7 @@ def gather(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
     return [result]
 
 
-def pad(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
+def _pad(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
     x = node.tensor(0)
     rank = len(builder.shape(x))
     given = node.ints("pads", 1) or ()
@@ -151,7 +152,7 @@ def pad(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
     return [builder.emit("Pad", [x], pads=tuple(pads), value=node.number("value", 2, 0.0)) if any(pads) else x]
 
 
-def reduce_(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
+def _reduce(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
     x = node.tensor(0)
     rank = len(builder.shape(x))
     axes = node.ints("axes", 1)
@@ -165,7 +166,7 @@ def reduce_(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
     return [result]
 
 
-def resize(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
+def _resize(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
     x = node.tensor(0)
     shape = builder.shape(x)
     upsample = node.op == "Upsample"
@@ -192,7 +193,7 @@ def resize(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
                          scales=(float(scales[2]), float(scales[3])), size=(sizes[2], sizes[3]))]
 
 
-def shuffle(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
+def _shuffle(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
     """DepthToSpace and SpaceToDepth as reshapes around a transpose."""
     x = node.tensor(0)
     n, c, h, w = builder.shape(x)
@@ -211,16 +212,16 @@ def shuffle(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
     return [builder.emit("Reshape", [x], shape=(n, c, h * block, w * block))]
 
 
-def expand(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
+def _expand(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
     x = node.tensor(0)
     shape = np.broadcast_shapes(builder.shape(x), node.ints("shape", 1) or ())
     return [x if shape == builder.shape(x) else builder.emit("Add", [x, Const(np.zeros(shape, np.float32))])]
 
 
 RULES: dict[str, Rule] = {
-    "Identity": identity, "Dropout": identity, "Cast": cast, "CastLike": cast, "Shape": shape_of, "Size": shape_of,
-    "Reshape": reshape, "Flatten": flatten, "Squeeze": squeeze, "Unsqueeze": unsqueeze, "Transpose": transpose,
-    "Concat": concat, "Slice": slice_, "Split": split, "Gather": gather, "Pad": pad, "ReduceMean": reduce_,
-    "ReduceSum": reduce_, "Resize": resize, "Upsample": resize, "DepthToSpace": shuffle, "SpaceToDepth": shuffle,
-    "Expand": expand,
+    "Identity": _identity, "Dropout": _identity, "Cast": _cast, "CastLike": _cast, "Shape": _shape_of, "Size": _shape_of,
+    "Reshape": _reshape, "Flatten": _flatten, "Squeeze": _squeeze, "Unsqueeze": _unsqueeze, "Transpose": _transpose,
+    "Concat": _concat, "Slice": _slice, "Split": _split, "Gather": _gather, "Pad": _pad, "ReduceMean": _reduce,
+    "ReduceSum": _reduce, "Resize": _resize, "Upsample": _resize, "DepthToSpace": _shuffle, "SpaceToDepth": _shuffle,
+    "Expand": _expand,
 }

@@ -55,7 +55,7 @@ def _image(builder: GraphBuilder, node: OnnxNode) -> tuple[Tensor, tuple[int, ..
     return x, shape
 
 
-def conv(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
+def _conv(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
     x, shape = _image(builder, node)
     weight = node.constant(1, "weight")
     kernel: tuple[int, int] = weight.array.shape[2:4]
@@ -83,7 +83,7 @@ def emit_pool(builder: GraphBuilder, average: bool, x: Tensor, kernel: tuple[int
                         count_include_pad=count_include_pad and grown == pads and any(grown))
 
 
-def pool(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
+def _pool(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
     x, shape = _image(builder, node)
     if node.outputs > 1:
         raise Unsupported("the indices of a max pool are not computed")
@@ -95,21 +95,21 @@ def pool(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
                       count_include_pad=bool(node.attrs.get("count_include_pad", 0)))]
 
 
-def global_pool(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
+def _global_pool(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
     x, shape = _image(builder, node)
     if node.op == "GlobalAveragePool":
         return [builder.emit("GlobalAveragePool", [x])]
     return [builder.emit("MaxPool", [x], kernel=shape[2:], stride=(1, 1), pads=(0, 0, 0, 0), dilation=(1, 1))]
 
 
-def batch_norm(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
+def _batch_norm(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
     if node.attrs.get("training_mode", 0) or node.outputs > 1:
         raise Unsupported("batch-norm in training mode; export the model in eval mode")
     statistics = [node.constant(index, "statistic") for index in range(1, 5)]
     return [builder.emit("BatchNorm", [node.tensor(0), *statistics], eps=float(node.attrs.get("epsilon", 1e-5)))]
 
 
-def gemm(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
+def _gemm(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
     x = node.tensor(0)
     if isinstance(x, Const):
         raise Unsupported("the first matrix is a constant")
@@ -120,8 +120,7 @@ def gemm(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
     alpha, beta = float(node.attrs.get("alpha", 1.0)), float(node.attrs.get("beta", 1.0))
     inputs: list[Tensor] = [x, Const(matrix if alpha == 1 else matrix * np.float32(alpha), weight.name)]
     tail = node.optional(2)
-    if isinstance(tail, Const) and tail.array.size in (1, matrix.shape[0]) and tail.array.shape[-1:] != (1,) * (
-            matrix.shape[0] > 1 and tail.array.size > 1):
+    if isinstance(tail, Const) and (tail.array.size == 1 or tail.array.shape[-1] == tail.array.size == len(matrix)):
         bias = np.broadcast_to(tail.array.reshape(-1), matrix.shape[:1])
         return [builder.emit("Linear", [*inputs, Const(bias if beta == 1 else bias * np.float32(beta), tail.name)])]
     result = builder.emit("Linear", inputs)
@@ -133,7 +132,7 @@ def gemm(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
     return [builder.emit("Add", [result, tail])]
 
 
-def matmul(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
+def _matmul(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
     a, b = node.tensor(0), node.tensor(1)
     if isinstance(b, Const) and b.array.ndim == 2 and not isinstance(a, Const):
         return [builder.emit("Linear", [a, Const(b.array.T, b.name)])]
@@ -143,6 +142,6 @@ def matmul(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
 
 
 RULES: dict[str, Rule] = {
-    "Conv": conv, "MaxPool": pool, "AveragePool": pool, "GlobalAveragePool": global_pool, "GlobalMaxPool": global_pool,
-    "BatchNormalization": batch_norm, "Gemm": gemm, "MatMul": matmul,
+    "Conv": _conv, "MaxPool": _pool, "AveragePool": _pool, "GlobalAveragePool": _global_pool, "GlobalMaxPool": _global_pool,
+    "BatchNormalization": _batch_norm, "Gemm": _gemm, "MatMul": _matmul,
 }

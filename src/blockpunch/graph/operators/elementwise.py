@@ -27,8 +27,8 @@ def _softplus(x: Array) -> Array:
 
 def _gelu(x: Array, approximate: str) -> Array:
     if approximate == "tanh":
-        return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x ** 3)))
-    return 0.5 * x * (1 + _erf(x * np.float32(math.sqrt(0.5))))
+        return np.asarray(0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x ** 3))))
+    return np.asarray(0.5 * x * (1 + _erf(x * np.float32(math.sqrt(0.5)))))
 
 
 def _elu(x: Array, alpha: float) -> Array:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -52,7 +52,7 @@ def _ranges(node: Node, shape: Shape) -> list[range]:
     for start, stop, axis, step in zip(attrs["starts"], attrs["stops"], attrs["axes"], attrs["steps"], strict=True):
         require(0 <= axis < len(shape) and step != 0, node, f"no axis {axis} in {shape}, or a step of zero")
         kept = range(start, stop, step)
-        require(len(kept) > 0 and 0 <= min(kept) and max(kept) < shape[axis], node,
+        require(len(kept) > 0 and min(kept) >= 0 and max(kept) < shape[axis], node,
                 f"positions {start}:{stop}:{step} leave nothing, or more than there is, of axis {axis} of {shape}")
         ranges[axis] = kept
     return ranges
@@ -102,11 +102,11 @@ def _resize_infer(node: Node, shapes: Sequence[Shape]) -> list[Shape]:
     return [(*x[:2], *size)]
 
 
-_ROUNDING = {
+_ROUNDING: dict[str, Callable[[Array], Array]] = {
     "floor": np.floor,
     "ceil": np.ceil,
-    "round_prefer_floor": lambda position: np.ceil(position - np.float32(0.5)),
-    "round_prefer_ceil": lambda position: np.floor(position + np.float32(0.5)),
+    "round_prefer_floor": lambda position: np.asarray(np.ceil(position - np.float32(0.5))),
+    "round_prefer_ceil": lambda position: np.asarray(np.floor(position + np.float32(0.5))),
 }
 
 

@@ -12,7 +12,7 @@ from blockpunch.graph.operators.table import Operator, Shape, require
 Pair = tuple[int, int]
 
 
-def window_output(node: Node, size: Pair, kernel: Pair) -> Pair:
+def window_output(node: Node, size: Shape, kernel: Shape) -> Pair:
     """Height and width of the result of sliding ``kernel`` over an image of ``size``, from the node's attributes."""
     stride, pads = node.attrs["stride"], node.attrs["pads"]
     dilation = node.attrs.get("dilation", (1, 1))

@@ -41,7 +41,9 @@ def fold_affine(editor: Editor, node: Node) -> bool:
     if numbers is None:
         return False
     weight = editor.graph.constants[layer.inputs[1]]
-    bias = editor.graph.constants[layer.inputs[2]].astype(np.float64) if len(layer.inputs) > 2 else np.zeros(len(weight))
+    bias = np.zeros(len(weight))
+    if len(layer.inputs) > 2:
+        bias += editor.graph.constants[layer.inputs[2]]
     inputs = list(layer.inputs[:2])
     if node.op == "Mul":
         scaled = weight * numbers.reshape(-1, *(1,) * (weight.ndim - 1))

@@ -13,12 +13,22 @@ _LAYERS = ("Conv", "Linear")
 _ELEMENTWISE = ("Add", "Sub", "Mul", "Div", "Min", "Max")
 
 
+def fuse_layer_activation(editor: Editor, node: Node) -> bool:
+    """Append an activation to the epilogue of the Conv or Linear before it."""
+    return _fuse_activation(editor, node, _LAYERS)
+
+
 def fuse_activation(editor: Editor, node: Node) -> bool:
-    """Append an activation to the epilogue of the Conv, Linear or arithmetic node before it."""
+    """Append an activation to the epilogue of the Conv, Linear or arithmetic node before it (after the residuals:
+    an Add that holds an activation can no longer move into a convolution)."""
+    return _fuse_activation(editor, node, (*_LAYERS, *_ELEMENTWISE))
+
+
+def _fuse_activation(editor: Editor, node: Node, hosts: tuple[str, ...]) -> bool:
     if not OPERATORS[node.op].unary or node.epilogue:
         return False
     host = editor.producers.get(node.inputs[0])
-    if host is None or host.op not in (*_LAYERS, *_ELEMENTWISE) or editor.sole_reader(host.outputs[0]) is not node:
+    if host is None or host.op not in hosts or editor.sole_reader(host.outputs[0]) is not node:
         return False
     fused = FusedOp(node.op, dict(node.attrs))
     editor.absorb(host, node, replace(host, outputs=node.outputs, epilogue=(*host.epilogue, fused)))
