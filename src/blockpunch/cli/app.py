@@ -28,5 +28,5 @@ def options(
 
 
 for verb in (measuring.doctor, building.inspect, pruning.prune, building.compile_, building.run, measuring.bench,
-             pruning.optimize, pruning.report, building.extract):
+             building.extract):
     app.command(verb.__name__.rstrip("_"))(guarded(verb))

@@ -85,7 +85,7 @@ def run(
     """Run a compiled network on arrays from .npy files."""
     check_output(output)
     with Session(model, threads=threads) as session:
-        inputs = _read_inputs(input_, [name for name, _ in session.inputs])
+        inputs = _read_inputs(input_, [spec.name for spec in session.inputs])
         results: dict[str, Any] = session.run(inputs)
     _save_arrays(results, output)
     for name, array in results.items():

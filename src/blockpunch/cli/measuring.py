@@ -49,7 +49,7 @@ def bench(
         "blockpunch,onnxruntime",
     threads: Threads = 1,
     peer_model: Annotated[Path | None, typer.Option(
-        "--peer-model", help="What the engines other than blockpunch run (the dense file).", show_default=False)] = None,
+        "--peer-model", show_default=False, help="What engines other than blockpunch run (the dense file).")] = None,
     seconds: Annotated[float, typer.Option("--seconds", min=0.05, help="Measuring time for each engine.")] = 3.0,
     tolerance: Annotated[float, typer.Option("--tolerance", min=0.0, help="Accepted relative difference.")] = 1e-3,
     shape: Shape = None,
@@ -73,6 +73,6 @@ def show_bench(result: BenchResult) -> None:
              r.version, Path(r.model).name)
             for name, r in sorted(result.engines.items(), key=lambda item: item[1].median_ms)]
     clock = "CPU time" if result.clock == "cpu" else "wall-clock time"
-    show.table(f"{Path(result.model).name}, {result.threads} thread(s)",
-               ("engine", "median ms", "min ms", "spread", "runs", "error", "blockpunch is faster by", "version", "model"),
-               rows, caption=f"{clock} for each inference; error: largest difference from ONNX Runtime / largest output")
+    columns = ("engine", "median ms", "min ms", "spread", "runs", "error", "ours is faster by", "version", "model")
+    show.table(f"{Path(result.model).name}, {result.threads} thread(s)", columns, rows,
+               caption=f"{clock} for each inference; error: largest difference from ONNX Runtime / largest output")

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from blockpunch.atomic import make_folder
 from blockpunch.errors import InputError, OutputError
 
 Model = Annotated[Path, typer.Argument(help="An ONNX file (.onnx) or a compiled network (.bp).", show_default=False)]
@@ -46,14 +47,8 @@ def check_output(path: Path) -> None:
     Raises:
         OutputError: no such folder, or no permission.
     """
-    folder = path.parent
-    if not folder.is_dir():
-        raise OutputError("the folder does not exist", where=str(folder), fix="make it first")
+    if not path.parent.is_dir():
+        raise OutputError("the folder does not exist", where=str(path.parent), fix="make it first")
     if path.is_dir():
         raise OutputError("is a folder", where=str(path), fix="name a file")
-    probe = folder / f".{path.name}.probe"
-    try:
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise OutputError(f"cannot write here ({error.strerror})", where=str(folder), fix="choose another folder") from None
+    make_folder(path.parent)

@@ -37,21 +37,38 @@ def line(text: str) -> None:
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], *, caption: str = "") -> None:
     """A table; a column whose cells are all numbers (or ``-``) is aligned to the right."""
     shown = Table(title=title, box=SIMPLE_HEAD, title_justify="left", title_style="bold", caption=caption or None,
-                  caption_justify="left", pad_edge=False)
-    cells = [[_cell(value) for value in row] for row in rows]
+                  caption_justify="left", pad_edge=False, show_header=any(columns))
+    cells = []
     for i, name in enumerate(columns):
-        numeric = all(isinstance(row[i], int | float) or row[i] in (None, "") for row in rows)
-        shown.add_column(name, justify="right" if numeric else "left", no_wrap=True, overflow="ellipsis")
-    for row in cells:
+        values = [row[i] for row in rows]
+        shown.add_column(name, justify="right" if _numeric(values) else "left", no_wrap=True, overflow="ellipsis")
+        cells.append(_column(values))
+    for row in zip(*cells, strict=True):
         shown.add_row(*(Text(cell) for cell in row))
     console().print(shown)
 
 
-def _cell(value: object) -> str:
+def _numeric(values: Sequence[object]) -> bool:
+    return all(isinstance(value, int | float) or value in (None, "") or _starts_with_number(value) for value in values)
+
+
+def _starts_with_number(value: object) -> bool:
+    text = str(value)
+    return text[:1].isdigit() and text.rstrip(" %x").replace(".", "").replace("e-", "").replace("e+", "").isdigit()
+
+
+def _column(values: Sequence[object]) -> list[str]:
+    """The cells of a column as text; all its fractions get as many decimals as the largest one needs."""
+    largest = max((abs(value) for value in values if isinstance(value, float)), default=0.0)
+    decimals = 3 if largest < 10 else 2 if largest < 100 else 1
+    return [_cell(value, decimals) for value in values]
+
+
+def _cell(value: object, decimals: int) -> str:
     if value is None:
         return "-"
     if isinstance(value, float):
-        return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+        return f"{value:.{decimals}f}"
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}".replace(",", " ")
     return str(value)

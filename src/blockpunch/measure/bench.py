@@ -199,7 +199,7 @@ def _own_inputs(contestant: _Contestant) -> dict[str, Array]:
     session = getattr(contestant.runner, "session", None)
     if session is None:
         raise BenchmarkError("the shapes of the inputs are not known", where=str(contestant.path), fix="give --input")
-    return random_inputs({name: tuple(shape) for name, shape in session.inputs})
+    return random_inputs({spec.name: spec.shape for spec in session.inputs})
 
 
 def _measure(contestants: Sequence[_Contestant], feeds: Sequence[Mapping[str, Array]], threads: int, seconds: float,

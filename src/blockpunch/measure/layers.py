@@ -51,7 +51,7 @@ def time_layers(artifact: Artifact, *, threads: int = 1, seconds: float = 1.0) -
     """
     samples: list[list[float]] = []
     with pinned(threads), Session(artifact, threads=threads) as session:
-        inputs = random_inputs({name: tuple(shape) for name, shape in session.inputs})
+        inputs = random_inputs({spec.name: spec.shape for spec in session.inputs})
         end = time.perf_counter() + seconds
         session.run(inputs)
         while len(samples) < 5 or time.perf_counter() < end:

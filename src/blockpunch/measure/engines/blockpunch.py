@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 
-import blockpunch
+from blockpunch.artifact import compile as compile_model
 from blockpunch.measure.engines.base import Array, Engine, Shapes
+from blockpunch.runtime.session import Session
 
 
 class BlockpunchRunner:
     """One session with ``threads`` threads."""
 
     def __init__(self, path: Path, threads: int, shapes: Shapes | None) -> None:
-        self.version = blockpunch.__version__
+        self.version = metadata.version("blockpunch")
         if path.suffix == ".bp":
-            self.session = blockpunch.Session(path, threads=threads)
+            self.session = Session(path, threads=threads)
         else:
-            artifact = blockpunch.compile(path, shape=dict(shapes) if shapes else None, threads=threads)
-            self.session = blockpunch.Session(artifact, threads=threads)
+            self.session = Session(compile_model(path, shape=shapes, threads=threads), threads=threads)
 
     def run(self, inputs: Mapping[str, Array]) -> Sequence[Array]:
         """One inference."""
-        result = self.session.run(dict(inputs))
-        return list(result.values())
+        return list(self.session.run(inputs).values())
 
     def close(self) -> None:
         """Close the session."""

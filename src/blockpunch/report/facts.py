@@ -1,0 +1,121 @@
+"""What a report tells, as plain data: made by the main job, kept as JSON, drawn by :mod:`blockpunch.report.html`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class LayerFacts:
+    """One step of the compiled network, before (our own dense build) and after pruning. Times in milliseconds."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    scheme: str
+    rate: float
+    macs: int
+    kept_macs: int
+    dense_ms: float | None
+    ms: float | None
+    peak_share: float | None
+    packing: str
+    reason: str
+
+    @property
+    def speedup(self) -> float | None:
+        """Time before over time after."""
+        return self.dense_ms / self.ms if self.dense_ms and self.ms else None
+
+
+@dataclass(frozen=True)
+class EngineTime:
+    """A bar of the comparison; ``role`` is ``peer`` (dense model), ``dense`` (ours, dense) or ``pruned`` (ours)."""
+
+    label: str
+    role: str
+    median_ms: float
+    min_ms: float
+    spread: float
+    max_rel_error: float | None
+    version: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What pruning cost, on images that no stage has trained on.
+
+    With labels ``dense`` and ``pruned`` are top-1 accuracies (0..1). Without, ``dense`` is None and ``pruned`` is the
+    share of images on which both networks give the same first answer, which is not an accuracy.
+    """
+
+    images: int
+    source: str
+    dense: float | None
+    pruned: float
+    agreement: float
+    only_dense_right: int = 0
+    only_pruned_right: int = 0
+
+
+@dataclass(frozen=True)
+class ReportFacts:
+    """Everything that the report shows."""
+
+    model: str
+    target: str
+    threads: int
+    created: str
+    version: str
+    plan: str
+    engines: list[EngineTime]
+    layers: list[LayerFacts]
+    weights: int
+    kept_weights: int
+    dense_bytes: int
+    pruned_bytes: int
+    machine: dict[str, Any]
+    comparison: Comparison | None = None
+    recovery: str = ""
+    stages: dict[str, float] = field(default_factory=dict)
+    command: str = ""
+
+    def role(self, role: str) -> EngineTime | None:
+        """The fastest engine of a role, or None."""
+        return min((e for e in self.engines if e.role == role), key=lambda e: e.median_ms, default=None)
+
+    @property
+    def own_gain(self) -> float | None:
+        """Our dense build's time over the pruned one's: what pruning alone brought."""
+        dense, pruned = self.role("dense"), self.role("pruned")
+        return dense.median_ms / pruned.median_ms if dense and pruned else None
+
+    @property
+    def peer_gain(self) -> float | None:
+        """The best dense peer's time over the pruned network's."""
+        peer, pruned = self.role("peer"), self.role("pruned")
+        return peer.median_ms / pruned.median_ms if peer and pruned else None
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of the dense network."""
+        return sum(layer.macs for layer in self.layers)
+
+    @property
+    def kept_macs(self) -> int:
+        """Multiply-accumulates that are left."""
+        return sum(layer.kept_macs for layer in self.layers)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; :meth:`from_json` reads it."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> ReportFacts:
+        """The facts that :meth:`to_json` wrote."""
+        comparison = data.get("comparison")
+        return ReportFacts(**{
+            **data, "engines": [EngineTime(**entry) for entry in data["engines"]],
+            "layers": [LayerFacts(**{**entry, "shape": tuple(entry["shape"])}) for entry in data["layers"]],
+            "comparison": Comparison(**comparison) if comparison else None})
