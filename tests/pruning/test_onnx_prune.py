@@ -1,0 +1,229 @@
+"""Pruned ONNX files: onnxruntime runs them, the importer finds the masks obeyed, and what stays is untouched."""
+
+import errno
+import os
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from blockpunch.data import data_root
+from blockpunch.errors import ModelError, OutputError, PlanError
+from blockpunch.graph.onnx_import import from_onnx
+from blockpunch.plan import LayerPlan, Plan, prunable_layers
+from blockpunch.pruning import onnx_weights
+from blockpunch.pruning.onnx_prune import onnx_layers, prune_onnx
+from blockpunch.schemes import REGULARITIES, Scheme
+
+PRUNING = [name for name, rule in REGULARITIES.items() if rule.prunes]
+
+
+def constant(name, *shape, seed=0):
+    rng = np.random.default_rng(seed + len(name))
+    return numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32) * 0.2, name)
+
+
+def mixed_model():
+    """Every way in which a file holds a weight."""
+    weights = [constant("w0", 12, 3, 3, 3), constant("b0", 12), constant("wg", 8, 6, 3, 3),
+               constant("shared", 8, 8, 3, 3),
+               constant("flipped", 8, 20), constant("fc0", 20, 17), constant("fc1", 17, 9), constant("fc1b", 9),
+               constant("fc2", 5, 9)]
+    held = constant("held", 8, 8, 1, 1)
+    node = helper.make_node
+    nodes = [
+        node("Conv", ["x", "w0", "b0"], ["t0"], "first", pads=[1, 1, 1, 1]),
+        node("Conv", ["t0", "wg"], ["t1"], "grouped", pads=[1, 1, 1, 1], group=2),
+        node("Constant", [], ["heldw"], value=held), node("Conv", ["t1", "heldw"], ["t2"], "held_by_constant"),
+        node("Conv", ["t2", "shared"], ["t3"], "", pads=[1, 1, 1, 1]),
+        node("Identity", ["shared"], ["alias"]),
+        node("Conv", ["t3", "alias"], ["t4"], "", pads=[1, 1, 1, 1]),
+        node("GlobalAveragePool", ["t4"], ["t5"]), node("Flatten", ["t5"], ["t6"]),
+        node("Transpose", ["flipped"], ["turned"], perm=[1, 0]),
+        node("Gemm", ["t6", "turned"], ["t7"], "computed", transB=1),
+        node("MatMul", ["t7", "fc0"], ["t8"], "product"),
+        node("Gemm", ["t8", "fc1", "fc1b"], ["t9"], ""),
+        node("Gemm", ["t9", "fc2"], ["y"], "last", transB=1, alpha=0.5),
+    ]
+    graph = helper.make_graph(nodes, "mixed", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 9, 9])],
+                              [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 5])], weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.fixture
+def mixed(tmp_path):
+    onnx.save(mixed_model(), str(tmp_path / "mixed.onnx"))
+    return tmp_path / "mixed.onnx"
+
+
+def run(path, seed=1):
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    feeds = {item.name: np.random.default_rng(seed).standard_normal(item.shape).astype(np.float32)
+             for item in session.get_inputs()}
+    return session.run(None, feeds)
+
+
+def layer_weights(path):
+    graph = from_onnx(path)
+    return {layer.name: (graph.constants[graph.node(layer.name).inputs[1]], layer) for layer in prunable_layers(graph)}
+
+
+def test_layers_are_named_as_the_importer_names_them(mixed):
+    named = [(item.name, item.kind, item.shape, item.conv_groups) for item in prunable_layers(from_onnx(mixed))]
+    scanned = [use.layer for use in onnx_weights.OnnxWeights(mixed).uses()]
+    assert [(item.name, item.kind, item.shape, item.conv_groups) for item in scanned] == named
+    assert [name for name, *_ in named] == ["first", "grouped", "held_by_constant", "t3", "t4", "computed", "product",
+                                           "t9", "last"]
+    assert onnx_layers(mixed) == prunable_layers(from_onnx(mixed))
+
+
+@pytest.mark.parametrize("name", PRUNING)
+@pytest.mark.parametrize("rate", [2, 6])
+def test_pruned_file_runs_and_obeys_the_plan(mixed, name, rate):
+    scheme = Scheme(name, (4, 2) if REGULARITIES[name].default_block else None)
+    plan = Plan.per_layer(onnx_layers(mixed), {"*": (scheme, rate)})
+    out = mixed.with_name("out.onnx")
+    seen = []
+    report = prune_onnx(mixed, plan, out, progress=lambda done, total, layer: seen.append((done, total)))
+    assert seen == [(i + 1, 8) for i in range(8)], "the two convolutions that share a weight are pruned once"
+    onnx.checker.check_model(str(out), full_check=True)
+    assert np.isfinite(run(out)[0]).all() and not np.allclose(run(out)[0], run(mixed)[0])
+    before, after = layer_weights(mixed), layer_weights(out)
+    assert list(before) == list(after) == [count.name for count in report.layers]
+    for count in report.layers:
+        (old, layer), (new, _) = before[count.name], after[count.name]
+        mask = new != 0
+        plan.layers[count.name].scheme.check(mask, conv_groups=layer.conv_groups)
+        assert np.array_equal(new[mask], old[mask]), "what stays is untouched"
+        assert np.array_equal(mask, plan.layers[count.name].scheme.mask(old, rate, conv_groups=layer.conv_groups))
+        assert count.kept == mask.sum() and count.weights == mask.size
+    assert np.array_equal(after["t3"][0], after["t4"][0])
+    assert report.rate == pytest.approx(sum(c.weights for c in report.layers) / sum(c.kept for c in report.layers))
+    assert len(str(report).splitlines()) == 11 and report.to_dict()["layers"]["first"]["kept"] == report.layers[0].kept
+
+
+def test_pruned_equals_onnxruntime_with_the_mask_applied_by_hand(mixed):
+    plan = Plan.per_layer(onnx_layers(mixed), {"product": ("block:4x4", 3), "first": ("block-punched:4x2", 3)})
+    prune_onnx(mixed, plan, mixed.with_name("out.onnx"))
+    proto = mixed_model()
+    for tensor in proto.graph.initializer:
+        array = numpy_helper.to_array(tensor)
+        if tensor.name == "w0":
+            array = array * Scheme("block-punched", (4, 2)).mask(array, 3)
+        if tensor.name == "fc0":
+            array = array * Scheme("block", (4, 4)).mask(array.T, 3).T
+        tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    onnx.save(proto, str(mixed.with_name("by_hand.onnx")))
+    assert np.array_equal(run(mixed.with_name("out.onnx"))[0], run(mixed.with_name("by_hand.onnx"))[0])
+
+
+def test_shared_weight_with_two_plans_is_split(mixed):
+    plan = Plan.per_layer(onnx_layers(mixed), {"t4": ("unstructured", 4)})
+    report = prune_onnx(mixed, plan, mixed.with_name("out.onnx"))
+    counts = {count.name: count.rate for count in report.layers}
+    assert counts["t3"] == 1 and counts["t4"] == 4
+    assert np.isfinite(run(mixed.with_name("out.onnx"))[0]).all()
+
+
+def test_the_same_path_is_replaced(mixed):
+    prune_onnx(mixed, Plan.uniform(onnx_layers(mixed), "filter", 2), mixed)
+    assert [path.name for path in mixed.parent.iterdir()] == ["mixed.onnx"]
+    assert (layer_weights(mixed)["grouped"][0] == 0).mean() == 0.5
+
+
+@pytest.mark.parametrize("limit", [onnx_weights.INLINE_LIMIT, 100])
+def test_external_data(mixed, tmp_path, monkeypatch, limit):
+    monkeypatch.setattr(onnx_weights, "INLINE_LIMIT", limit)
+    source, out = tmp_path / "in" / "m.onnx", tmp_path / "out" / "p.onnx"
+    source.parent.mkdir()
+    out.parent.mkdir()
+    onnx.save(mixed_model(), str(source), save_as_external_data=True, location="m.bin", size_threshold=0)
+    prune_onnx(source, Plan.uniform(onnx_layers(source), "block-punched:4x4", 3), out)
+    prune_onnx(mixed, Plan.uniform(onnx_layers(mixed), "block-punched:4x4", 3), tmp_path / "inline.onnx")
+    written = sorted(path.name for path in out.parent.iterdir())
+    assert written == (["p.onnx", "p.onnx.data"] if limit == 100 else ["p.onnx"])
+    assert np.array_equal(run(out)[0], run(tmp_path / "inline.onnx")[0])
+
+
+def conv_bn(kind):
+    weights = [constant("w", 8, 4, 3, 3), constant("scale", 8), constant("shift", 8), constant("mean", 8),
+               numpy_helper.from_array(np.ones(8, np.float32), "var"), constant("add", 8, 1, 1),
+               constant("tail", 3, 8, 1, 1)]
+    after = (helper.make_node("BatchNormalization", ["c", "scale", "shift", "mean", "var"], ["n"]) if kind == "bn"
+             else helper.make_node("Add", ["add", "c"], ["n"]))
+    nodes = [helper.make_node("Conv", ["x", "w"], ["c"], "conv"), after,
+             helper.make_node("Conv", ["n", "tail"], ["y"], "tail")]
+    graph = helper.make_graph(nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 4, 8, 8])],
+                              [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 3, 6, 6]),
+                               helper.make_tensor_value_info("n", TensorProto.FLOAT, [1, 8, 6, 6])], weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.mark.parametrize("kind", ["bn", "add"])
+@pytest.mark.parametrize("zero_dead, silent", [(None, True), (True, True), (False, False)])
+def test_dead_filters_fall_silent(tmp_path, kind, zero_dead, silent):
+    onnx.save(conv_bn(kind), str(tmp_path / "m.onnx"))
+    plan = Plan.per_layer(onnx_layers(tmp_path / "m.onnx"), {"conv": ("filter", 2)})
+    prune_onnx(tmp_path / "m.onnx", plan, tmp_path / "p.onnx", zero_dead=zero_dead)
+    dead = ~layer_weights(tmp_path / "p.onnx")["conv"][0].any(axis=(1, 2, 3))
+    assert dead.sum() == 4
+    channels = run(tmp_path / "p.onnx")[1][0]
+    assert (not channels[dead].any()) == silent and channels[~dead].any()
+
+
+def test_a_model_with_dynamic_shapes_can_be_pruned(mixed):
+    proto = mixed_model()
+    proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "batch"
+    onnx.save(proto, str(mixed))
+    report = prune_onnx(mixed, Plan.uniform(onnx_layers(mixed), "channel", 2), mixed)
+    assert report.layers[1].rate == 2
+
+
+def test_faults(mixed, tmp_path, monkeypatch):
+    plan = Plan.uniform(onnx_layers(mixed), "filter", 2)
+    with pytest.raises(ModelError, match="no such file"):
+        prune_onnx(tmp_path / "none.onnx", plan, tmp_path / "o.onnx")
+    (tmp_path / "text.onnx").write_text("this is not a model")
+    with pytest.raises(ModelError, match="not an ONNX model"):
+        prune_onnx(tmp_path / "text.onnx", plan, tmp_path / "o.onnx")
+    (tmp_path / "short.onnx").write_bytes(mixed.read_bytes()[:2000])
+    with pytest.raises(ModelError, match="truncated"):
+        prune_onnx(tmp_path / "short.onnx", plan, tmp_path / "o.onnx")
+    with pytest.raises(PlanError, match="another model"):
+        prune_onnx(mixed, Plan({"first": LayerPlan(Scheme("filter"), 2)}), tmp_path / "o.onnx")
+    with pytest.raises(OutputError):
+        prune_onnx(mixed, plan, tmp_path / "missing" / "o.onnx")
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    before = mixed.read_bytes()
+    monkeypatch.setattr(onnx_weights.onnx, "save", full)
+    with pytest.raises(OutputError, match="No space"):
+        prune_onnx(mixed, plan, mixed)
+    assert mixed.read_bytes() == before, "nothing is lost"
+    assert not (tmp_path / "o.onnx").exists()
+
+
+def test_weights_that_are_not_finite(mixed):
+    proto = mixed_model()
+    array = numpy_helper.to_array(proto.graph.initializer[2]).copy()
+    array[0, 0, 0, 0] = np.nan
+    proto.graph.initializer[2].CopyFrom(numpy_helper.from_array(array, "wg"))
+    plan = Plan.uniform(onnx_layers(mixed), "filter", 2)
+    onnx.save(proto, str(mixed))
+    with pytest.raises(ModelError, match=r"layer 'grouped'.*NaN"):
+        prune_onnx(mixed, plan, mixed)
+
+
+@pytest.mark.skipif(data_root() is None, reason="no data folder")
+@pytest.mark.parametrize("name", ["mobilenet_v2_1.0_224", "yolox_nano"])
+def test_real_networks(name, tmp_path):
+    path = data_root() / "models" / f"{name}.onnx"
+    layers = onnx_layers(path)
+    plan = Plan.uniform(layers, "block-punched:8x4", 4)
+    report = prune_onnx(path, plan, tmp_path / "p.onnx")
+    assert all(np.isfinite(array).all() for array in run(tmp_path / "p.onnx"))
+    rates = [count.rate for count in report.layers if plan.layers[count.name].prunes and count.weights > 5000]
+    assert len(rates) > 10 and min(rates) > 3.9 and max(rates) < 4.7
