@@ -135,7 +135,7 @@ class Artifact:
             with zipfile.ZipFile(file) as archive:
                 manifest, hashes = _read_manifest(archive, file)
                 return _read_members(archive, file, manifest, hashes)
-        except zipfile.BadZipFile:
+        except (zipfile.BadZipFile, RuntimeError, ValueError):  # the last two: header fields that make no sense
             raise _broken(file) from None
         except (OSError, EOFError, struct.error) as error:
             reason = getattr(error, "strerror", None) or error
@@ -230,7 +230,7 @@ def _broken(file: Path) -> ArtifactError:
     with file.open("rb") as opened:
         is_zip = opened.read(4) == b"PK\x03\x04"
     if is_zip:
-        return ArtifactError("truncated or damaged: the end of the file is missing", where=str(file), fix=_BROKEN_FIX)
+        return ArtifactError("truncated or damaged", where=str(file), fix=_BROKEN_FIX)
     return ArtifactError("not a blockpunch artifact", where=str(file), fix="name a .bp file that 'compile' wrote")
 
 

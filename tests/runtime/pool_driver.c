@@ -21,13 +21,31 @@
     }                                                                        \
   } while (0)
 
+static double now(void) {
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* Work for some microseconds: long enough that the workers come to their ranges before the caller takes them. */
+static void linger(double microseconds) {
+  for (double end = now() + 1e-6 * microseconds; now() < end;) {
+  }
+}
+
+static pthread_t main_thread;
+static atomic_int by_workers; /* ranges that another thread than the caller ran */
+
 typedef struct {
   int hits[MOST], begin[64], end[64], uses[64];
+  double microseconds[64]; /* how long each range takes */
 } record;
 
 static void note(void *arg, int begin, int end, int thread) {
   record *r = arg;
   CHECK(begin < end && thread >= 0 && thread < 64);
+  if (!pthread_equal(pthread_self(), main_thread)) atomic_fetch_add(&by_workers, 1);
+  linger(r->microseconds[thread]);
   r->begin[thread] = begin;
   r->end[thread] = end;
   r->uses[thread]++;
@@ -48,6 +66,7 @@ static void test_ranges(int threads) {
     int n = sizes[round % 10];
     record r;
     memset(&r, 0, sizeof r);
+    for (int t = 0; t < 64; t++) r.microseconds[t] = (round * 7 + t * 13) % 20;
     bp_pool_for(pool, note, &r, n);
     for (int i = 0; i < MOST; i++) CHECK(r.hits[i] == (i < n));
     for (int t = 0; t < 64; t++) CHECK(r.uses[t] <= 1 && r.end[t] - r.begin[t] <= n / threads + 1 + (n == 1));
@@ -59,7 +78,7 @@ static void test_ranges(int threads) {
 /* The result of one job is the input of the next: a missing barrier shows as a race or a wrong sum. */
 static long chain[MOST], next_chain[MOST];
 static void shift(void *arg, int begin, int end, int thread) {
-  (void)arg, (void)thread;
+  linger((begin + *(int *)arg) * (thread + 3) % 7);
   for (int i = begin; i < end; i++) next_chain[i] = chain[(i + 1) % MOST] + 1;
 }
 static void copy(void *arg, int begin, int end, int thread) {
@@ -70,7 +89,7 @@ static void test_order(int threads, int rounds) {
   bp_pool *pool = bp_pool_open(threads);
   for (int i = 0; i < MOST; i++) chain[i] = i;
   for (int k = 0; k < rounds; k++) {
-    bp_pool_for(pool, shift, NULL, MOST);
+    bp_pool_for(pool, shift, &k, MOST);
     bp_pool_for(pool, copy, NULL, MOST);
   }
   for (int i = 0; i < MOST; i++) CHECK(chain[i] == (i + rounds) % MOST + rounds);
@@ -137,20 +156,19 @@ static void test_fork(void) {
   bp_close(net);
 }
 
-static void nothing(void *arg, int begin, int end, int thread) { (void)arg, (void)begin, (void)end, (void)thread; }
-static double now(void) {
-  struct timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+static void work(void *arg, int begin, int end, int thread) {
+  (void)begin, (void)end, (void)thread;
+  linger(*(double *)arg);
 }
-/* Prints the least microseconds that a job costs when the workers are awake. */
+
+/* Prints the microseconds that a job costs beyond its longest range, when the workers are awake. */
 static void measure(int threads) {
   bp_pool *pool = bp_pool_open(threads);
-  double best = 1;
+  double best = 1, microseconds = 5;
   for (int round = 0; round < 50; round++) {
     double start = now();
-    for (int k = 0; k < 1000; k++) bp_pool_for(pool, nothing, NULL, 64);
-    double each = (now() - start) / 1000;
+    for (int k = 0; k < 100; k++) bp_pool_for(pool, work, &microseconds, 64);
+    double each = (now() - start) / 100 - 1e-6 * microseconds;
     if (each < best) best = each;
   }
   printf("%.3f\n", best * 1e6);
@@ -158,12 +176,14 @@ static void measure(int threads) {
 }
 
 int main(int argc, char **argv) {
+  main_thread = pthread_self();
   for (int i = 0; i < 150; i++) weights[i] = (float)i;
   if (argc > 1) {
     measure(atoi(argv[1]));
     return 0;
   }
   for (int threads = 1; threads <= 9; threads += 2) test_ranges(threads);
+  CHECK(atomic_load(&by_workers) > 100);
   test_order(2, 500);
   test_order(7, 100);
   test_callers(1);
