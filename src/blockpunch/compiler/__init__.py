@@ -1,0 +1,51 @@
+"""The compiler: from a graph to C for one core, reading the zeros that are in the weights.
+
+legalise (strides into phases) -> kernels (who computes what) -> layout (planes, views) -> lower (packing, schedule, C)
+-> memory plan -> emit. Nothing here needs a plan or masks: any model with zeros will do.
+"""
+
+from __future__ import annotations
+
+from blockpunch.compiler.emit import Tables, emit
+from blockpunch.compiler.kernels import Context, Step, kernels_for
+from blockpunch.compiler.layout import Needs, assign
+from blockpunch.compiler.legalise import legalise
+from blockpunch.compiler.memory import plan
+from blockpunch.compiler.program import Blob, Program, StepInfo
+from blockpunch.graph.ir import Graph
+from blockpunch.target import Target
+
+MAX_THREADS = 64
+
+__all__ = ["Program", "StepInfo", "compile_graph"]
+
+
+def compile_graph(graph: Graph, target: Target, *, threads_hint: int = 1) -> Program:
+    """Compile an optimised graph to C for ``target``.
+
+    Args:
+        graph: after :func:`blockpunch.graph.passes.optimize`; zeros in its weights are left out.
+        target: the core to compile for.
+        threads_hint: threads that will usually run it; finer work for more threads.
+
+    Raises:
+        UnsupportedOperatorError: lists every node that no kernel takes.
+    """
+    legal = legalise(graph)
+    pairs = kernels_for(legal)
+    needs = Needs()
+    for node, kernel in pairs:
+        kernel.needs(node, legal, needs, target)
+    layout = assign(legal, needs, target.vector_floats)
+    ctx = Context(legal, target, layout, Blob(), threads_hint)
+    lowered = [kernel.lower(node, ctx) for node, kernel in pairs]
+    steps: list[Step] = [step for step in lowered if step is not None and step.units]
+    outside = {*legal.inputs, *legal.outputs}
+    places, floats = plan(steps, {root: size for root, size in layout.buffers.items() if root not in outside})
+    inputs = [(name, legal.values[name].shape) for name in legal.inputs]
+    outputs = [(name, legal.values[legal_name].shape)
+               for name, legal_name in zip(graph.outputs, legal.outputs, strict=True)]
+    weights = ctx.blob.tobytes()
+    tables = Tables({ctx.buffer(root): at for root, at in places.items()}, len(weights), floats * 4, MAX_THREADS)
+    source = emit(graph.name, target, steps, inputs, outputs, tables)
+    return Program(graph.name, {"model.c": source}, weights, floats * 4, inputs, outputs, [s.info for s in steps])

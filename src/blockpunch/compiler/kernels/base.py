@@ -1,0 +1,140 @@
+"""What a kernel family is: which nodes it takes, what it asks of the layout, and the step it turns a node into."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import jinja2
+
+from blockpunch.compiler.expressions import apply, number
+from blockpunch.compiler.layout import Layout, Needs, View
+from blockpunch.compiler.program import Blob, StepInfo
+from blockpunch.graph.ir import Array, FusedOp, Graph, Node
+from blockpunch.target import Target
+
+
+@dataclass(frozen=True)
+class Step:
+    """One parallel loop of the program.
+
+    Attributes:
+        info: the record for profiles.
+        units: number of independent pieces of work; threads take contiguous ranges of them.
+        body: C statements; may use ``c`` (the buffers of the run), ``begin`` and ``end`` (its range of units).
+        reads, writes: buffers touched.
+        helpers: static C functions that the body calls, by name; equal names are the same text.
+    """
+
+    info: StepInfo
+    units: int
+    body: str
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    helpers: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Context:
+    """All that a kernel may look at while it lowers a node."""
+
+    graph: Graph
+    target: Target
+    layout: Layout
+    blob: Blob
+    threads: int
+
+    def view(self, name: str) -> View:
+        """Where a value lives."""
+        return self.layout.views[name]
+
+    def pointer(self, view: View) -> str:
+        """C expression of the address of the view's first element (not writable for a graph input)."""
+        graph = self.graph
+        if view.root in graph.inputs:
+            base = f"c->inputs[{graph.inputs.index(view.root)}]"
+        elif view.root in graph.outputs:
+            base = f"c->outputs[{graph.outputs.index(view.root)}]"
+        else:
+            base = f"(c->scratch + {self.buffer(view.root)})"
+        return f"{base} + {view.offset}" if view.offset else base
+
+    def buffer(self, root: str) -> str:
+        """Name of the C constant that holds a scratch buffer's offset; the memory planner defines it."""
+        return f"BUF_{list(self.layout.buffers).index(root)}"
+
+    def table(self, ctype: str, array: Array) -> str:
+        """Store a table in the weights and give the C expression of its address."""
+        return f"TABLE({ctype}, {self.blob.add(array)})"
+
+
+class Kernel(ABC):
+    """One family of kernels. To add one: a file here, and a row in ``KERNELS``."""
+
+    kind: str
+
+    @abstractmethod
+    def accepts(self, node: Node, graph: Graph) -> bool:
+        """Whether this family computes ``node`` (of a legalised graph)."""
+
+    def needs(self, node: Node, graph: Graph, needs: Needs, target: Target) -> None:
+        """Add what this node asks of the layout. Most families take any layout."""
+        return None
+
+    @abstractmethod
+    def lower(self, node: Node, ctx: Context) -> Step | None:
+        """The step that computes ``node``, or ``None`` when its result is already in place."""
+
+
+def in_sequence(parts: Sequence[tuple[int, str]]) -> str:
+    """Join (units, statements) into one body: the parts follow each other in the range of units of the step."""
+    if len(parts) == 1:
+        return parts[0][1]
+    blocks, base = [], 0
+    for units, body in parts:
+        blocks.append(f"if (begin < {base + units} && end > {base}) {{\n"
+                      f"const int first = begin > {base} ? begin - {base} : 0;\n"
+                      f"const int last = end < {base + units} ? end - {base} : {units};\n"
+                      f"{{ const int begin = first, end = last;\n{body}\n}}\n}}")
+        base += units
+    return "\n".join(blocks)
+
+
+def operands(node: Node) -> list[str]:
+    """Names of the values that the epilogue reads, in order of appearance."""
+    return [node.inputs[f.operand] for f in node.epilogue if f.operand is not None]
+
+
+def core_inputs(node: Node) -> tuple[str, ...]:
+    """The operator's own inputs, without those of its epilogue."""
+    fused = {f.operand for f in node.epilogue if f.operand is not None}
+    return tuple(name for i, name in enumerate(node.inputs) if i not in fused)
+
+
+def epilogue_code(epilogue: Sequence[FusedOp], prefix: str, loads: Sequence[str]) -> list[str]:
+    """C statements that apply ``epilogue`` to the variable ``x``; ``loads`` are the operands' expressions in order."""
+    left = iter(loads)
+    return [f"x = {apply(prefix, f.op, f.attrs, 'x', None if f.operand is None else next(left))};" for f in epilogue]
+
+
+def epilogue_name(epilogue: Sequence[FusedOp]) -> str:
+    """A piece of a C identifier that tells epilogues apart: ``_add_relu``, ``_clip_0_6``."""
+    words = []
+    for fused in epilogue:
+        values = [number(v) if isinstance(v, float) else str(v) for _, v in sorted(fused.attrs.items(), reverse=True)]
+        words += [fused.op.lower(), *(v.replace(".", "p").replace("-", "m").rstrip("f") for v in values)]
+    return "".join("_" + "".join(ch for ch in w if ch.isalnum() or ch == "_") for w in words)
+
+
+@cache
+def _templates() -> jinja2.Environment:
+    return jinja2.Environment(loader=jinja2.PackageLoader("blockpunch.compiler", "templates"), trim_blocks=True,
+                              lstrip_blocks=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+
+
+def render(template: str, **variables: Any) -> str:
+    """Fill a C template."""
+    return _templates().get_template(template).render(**variables)

@@ -1,0 +1,88 @@
+"""Operators that look along an axis: means and softmax."""
+
+from __future__ import annotations
+
+from math import prod
+
+from blockpunch.compiler.kernels.base import Context, Kernel, Step, epilogue_code, operands
+from blockpunch.compiler.kernels.elementwise import finish
+from blockpunch.compiler.layout import View
+from blockpunch.graph.ir import Graph, Node
+
+
+def _outer_loop(dims: list[int], strides: list[tuple[int, int]]) -> list[str]:
+    """Decode ``unit`` into indices over ``dims`` and advance p (input) and o (output) by their strides."""
+    lines = ["int rest = unit;"]
+    for d in range(len(dims) - 1, -1, -1):
+        a, b = strides[d]
+        lines.append(f"{{ const ptrdiff_t i = rest % {dims[d]}; rest /= {dims[d]}; p += i * {a}; o += i * {b}; }}")
+    return [*lines, "(void)rest;"]
+
+
+class Mean(Kernel):
+    """ReduceMean over any axes, and GlobalAveragePool."""
+
+    kind = "mean"
+
+    def accepts(self, node: Node, graph: Graph) -> bool:
+        """Both operators, with activations fused at most."""
+        return node.op in ("ReduceMean", "GlobalAveragePool") and not operands(node)
+
+    def lower(self, node: Node, ctx: Context) -> Step:
+        """One result per unit."""
+        x, y = ctx.view(node.inputs[0]), ctx.view(node.outputs[0])
+        axes = (2, 3) if node.op == "GlobalAveragePool" else tuple(node.attrs["axes"])
+        out_strides = _strides_with_axes(x, y, axes)
+        kept = [d for d in range(len(x.shape)) if d not in axes]
+        lines = ["for (int unit = begin; unit < end; unit++) {", f"const float *p = {ctx.pointer(x)};",
+                 f"float *o = {ctx.pointer(y)};",
+                 *_outer_loop([x.shape[d] for d in kept], [(x.strides[d], out_strides[d]) for d in kept]),
+                 "vf sums = {0}; float x = 0;"]
+        for d in axes[:-1]:
+            lines.append(f"for (int i{d} = 0; i{d} < {x.shape[d]}; i{d}++) {{")
+        last = axes[-1]
+        offset = "".join(f" + i{d} * (ptrdiff_t){x.strides[d]}" for d in axes[:-1])
+        lines += [f"const float *q = p{offset};", "int j = 0;"]
+        if x.strides[last] == 1:
+            lines.append(f"for (; j + VL <= {x.shape[last]}; j += VL) sums += v_load(q + j);")
+        lines.append(f"for (; j < {x.shape[last]}; j++) x += q[j * (ptrdiff_t){x.strides[last]}];")
+        lines += ["}"] * len(axes[:-1])
+        lines += ["for (int l = 0; l < VL; l++) x += sums[l];",
+                  f"x *= {1 / prod(x.shape[d] for d in axes)!r}f;", *epilogue_code(node.epilogue, "s_", []), "*o = x;",
+                  "}"]
+        return finish(node, self.kind, ctx, [(prod(x.shape[d] for d in kept), "\n".join(lines))])
+
+
+def _strides_with_axes(x: View, y: View, axes: tuple[int, ...]) -> tuple[int, ...]:
+    """Strides of the result per dimension of the input."""
+    if len(y.shape) == len(x.shape):
+        return y.strides
+    left = iter(y.strides)
+    return tuple(0 if d in axes else next(left) for d in range(len(x.shape)))
+
+
+class Softmax(Kernel):
+    """Softmax along one axis."""
+
+    kind = "softmax"
+
+    def accepts(self, node: Node, graph: Graph) -> bool:
+        """Softmax without an epilogue."""
+        return node.op == "Softmax" and not node.epilogue
+
+    def lower(self, node: Node, ctx: Context) -> Step:
+        """One line along the axis per unit, in three passes: largest, exponentials and their sum, scale."""
+        x, y = ctx.view(node.inputs[0]), ctx.view(node.outputs[0])
+        axis = node.attrs["axis"]
+        n, a, b = x.shape[axis], x.strides[axis], y.strides[axis]
+        kept = [d for d in range(len(x.shape)) if d != axis]
+        lines = ["for (int unit = begin; unit < end; unit++) {", f"const float *p = {ctx.pointer(x)};",
+                 f"float *o = {ctx.pointer(y)};",
+                 *_outer_loop([x.shape[d] for d in kept], [(x.strides[d], y.strides[d]) for d in kept]),
+                 "float top = p[0], sum = 0;",
+                 f"for (ptrdiff_t j = 1; j < {n}; j++) top = s_max(top, p[j * {a}]);",
+                 f"for (ptrdiff_t j = 0; j < {n}; j++) {{ const float e = s_exp(p[j * {a}] - top); "
+                 f"o[j * {b}] = e; sum += e; }}",
+                 "const float scale = 1.0f / sum;",
+                 f"for (ptrdiff_t j = 0; j < {n}; j++) o[j * {b}] *= scale;", "}"]
+        return finish(node, self.kind, ctx, [(prod(x.shape[d] for d in kept), "\n".join(lines))])

@@ -1,0 +1,62 @@
+"""Resizing of maps, nearest and linear: where each sample comes from is worked out at compile time."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from blockpunch.compiler.kernels.base import Context, Kernel, Step, epilogue_code, operands
+from blockpunch.compiler.kernels.elementwise import finish
+from blockpunch.compiler.layout import View
+from blockpunch.graph.ir import Graph, Node
+from blockpunch.graph.operators import resize_linear, resize_nearest
+
+
+class Resize(Kernel):
+    """Any size; the sample positions of both axes are tables."""
+
+    kind = "resize"
+
+    def accepts(self, node: Node, graph: Graph) -> bool:
+        """Resize with activations fused at most."""
+        return node.op == "Resize" and not operands(node)
+
+    def lower(self, node: Node, ctx: Context) -> Step:
+        """One row of the result per unit."""
+        x, y = ctx.view(node.inputs[0]), ctx.view(node.outputs[0])
+        c, (oh, ow) = y.shape[1], y.shape[2:]
+        inner = _nearest(node, ctx, x) if node.attrs["mode"] == "nearest" else _linear(node, ctx, x)
+        epilogue = " ".join(epilogue_code(node.epilogue, "s_", []))
+        body = f"""for (int unit = begin; unit < end; unit++) {{
+const int row = unit % {oh}, ch = unit / {oh} % {c}, image = unit / {oh * c};
+const float *p = {ctx.pointer(x)} + (ptrdiff_t)image * {x.strides[0]} + (ptrdiff_t)ch * {x.strides[1]};
+float *o = {ctx.pointer(y)} + (ptrdiff_t)image * {y.strides[0]} + (ptrdiff_t)ch * {y.strides[1]} + row * {y.strides[2]};
+{inner[0]}
+for (int j = 0; j < {ow}; j++) {{ float x = {inner[1]}; {epilogue} o[j * {y.strides[3]}] = x; }}
+}}"""
+        return finish(node, self.kind, ctx, [(y.shape[0] * c * oh, body)])
+
+
+def _nearest(node: Node, ctx: Context, x: View) -> tuple[str, str]:
+    tables = []
+    for axis in (0, 1):
+        positions = resize_nearest(node.attrs["coordinates"], node.attrs["nearest_rounding"], x.shape[2 + axis],
+                                   node.attrs["size"][axis], node.attrs["scales"][axis])
+        tables.append(ctx.table("int32_t", (positions * x.strides[2 + axis]).astype(np.int32)))
+    return f"const int32_t *col = {tables[1]};\nconst float *q = p + {tables[0]}[row];", "q[col[j]]"
+
+
+def _linear(node: Node, ctx: Context, x: View) -> tuple[str, str]:
+    names = []
+    for axis in (0, 1):
+        left, right, weight = resize_linear(node.attrs["coordinates"], x.shape[2 + axis], node.attrs["size"][axis],
+                                            node.attrs["scales"][axis])
+        stride = x.strides[2 + axis]
+        names.append((ctx.table("int32_t", (left * stride).astype(np.int32)),
+                      ctx.table("int32_t", (right * stride).astype(np.int32)), ctx.table("float", weight)))
+    rows, cols = names
+    head = f"""const float *q = p + {rows[0]}[row], *r = p + {rows[1]}[row];
+const float fy = {rows[2]}[row], *fx = {cols[2]};
+const int32_t *left = {cols[0]}, *right = {cols[1]};"""
+    top = "(q[left[j]] + fx[j] * (q[right[j]] - q[left[j]]))"
+    bottom = "(r[left[j]] + fx[j] * (r[right[j]] - r[left[j]]))"
+    return head, f"{top} + fy * ({bottom} - {top})"

@@ -1,0 +1,114 @@
+"""From the operators of the graph to what the kernels compute: the last graph-to-graph step, with its own operators.
+
+* ``Repack(x)`` step=(sh, sw): every (sh x sw) phase of a map as channels of its own, phase after phase, as a planar value.
+  A strided convolution reads phases with stride 1; step (1, 1) just brings a graph input into planar form.
+* ``Conv`` gets ``taps``: for each kernel position (phase, dy, dx) of its stride-1 input.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from blockpunch.compiler.layout import is_map
+from blockpunch.graph.ir import Graph, Node, Value
+
+Taps = tuple[tuple[int, int, int], ...]
+
+
+def legalise(graph: Graph) -> Graph:
+    """Rewrite ``graph`` (optimised, verified) into the operators that kernels take; the meaning stays."""
+    out = graph.copy()
+    out.nodes = []
+    for node in graph:
+        node = _simplify(node, graph)
+        if node.op == "Conv":
+            node = _conv(node, out)
+        elif node.op == "Reshape" and is_map(out.shape(node.inputs[0])) and is_map(out.shape(node.outputs[0])):
+            node = _through_flat(node, out)
+        out.nodes.append(node)
+    _copy_outputs(out)
+    return out
+
+
+def _simplify(node: Node, graph: Graph) -> Node:
+    """Powers by a constant become products and roots; a square is not worth an exponential."""
+    if node.op == "Pow" and node.inputs[1] in graph.constants:
+        exponent = graph.constants[node.inputs[1]]
+        x = node.inputs[0]
+        if exponent.size == 1 and float(exponent.ravel()[0]) == 2.0:
+            return replace(node, op="Mul", inputs=(x, x, *node.inputs[2:]))
+        if exponent.size == 1 and float(exponent.ravel()[0]) == 0.5:
+            shifted = tuple(replace(f, operand=f.operand - 1 if f.operand else f.operand) for f in node.epilogue)
+            return replace(node, op="Sqrt", inputs=(x, *node.inputs[2:]), epilogue=shifted)
+    return node
+
+
+def _conv(node: Node, out: Graph) -> Node:
+    """Bring input and fused operands into planar form, and turn stride into phases."""
+    x, w = node.inputs[:2]
+    kernel = out.shape(w)[2:]
+    (sh, sw), (dh, dw) = node.attrs["stride"], node.attrs["dilation"]
+    top, left = node.attrs["pads"][:2]
+    positions = [(ky * dh - top, kx * dw - left) for ky in range(kernel[0]) for kx in range(kernel[1])]
+    if not is_map(out.shape(node.outputs[0])):  # one output pixel: a dot product over a window, any layout will do
+        return replace(node, attrs={**node.attrs, "taps": tuple((0, y, x_) for y, x_ in positions)})
+    phases = sorted({(y % sh, x_ % sw) for y, x_ in positions})
+    taps = tuple((phases.index((y % sh, x_ % sw)), y // sh, x_ // sw) for y, x_ in positions)
+    inputs = list(node.inputs)
+    if (sh, sw) != (1, 1) or x in out.inputs or not is_map(out.shape(x)):
+        inputs[0] = _repack(x, (sh, sw), tuple(phases), out)
+    for fused in node.epilogue:
+        if fused.operand is not None and inputs[fused.operand] in out.inputs:
+            inputs[fused.operand] = _repack(inputs[fused.operand], (1, 1), ((0, 0),), out)
+    return replace(node, inputs=tuple(inputs), attrs={**node.attrs, "taps": taps})
+
+
+def _repack(x: str, step: tuple[int, int], phases: tuple[tuple[int, int], ...], out: Graph) -> str:
+    """Add a Repack of ``x`` (once), and return its value."""
+    name = f"{x}/phases{step[0]}x{step[1]}_" + "_".join(f"{a}{b}" for a, b in phases)
+    if name not in out.values:
+        n, c, h, w = out.shape(x)
+        # at least two pixels, so that the value is a map for every kernel that asks
+        shape = (n, c * len(phases), -(-h // step[0]), max(-(-w // step[1]), 1))
+        if shape[2] * shape[3] == 1:
+            shape = (*shape[:3], 2)
+        out.values[name] = Value(name, shape)
+        out.nodes.append(Node(name, "Repack", (x,), (name,), {"step": step, "phases": phases}, path=name))
+    return name
+
+
+def _through_flat(node: Node, out: Graph) -> Node:
+    """A reshape between two maps goes through a contiguous copy."""
+    flat = f"{node.outputs[0]}/flat"
+    out.values[flat] = Value(flat, (out.values[node.inputs[0]].size,))
+    out.nodes.append(Node(flat, "Reshape", node.inputs[:1], (flat,), {"shape": out.values[flat].shape}, node.path))
+    return replace(node, inputs=(flat, *node.inputs[1:]))
+
+
+def _copy_outputs(out: Graph) -> None:
+    """A graph output that is a map, a graph input, a constant or a name twice is copied out at the end."""
+    producer = out.producer()
+    seen: set[str] = set()
+    for i, name in enumerate(out.outputs):
+        consumed = any(name in n.inputs for n in out.nodes)
+        direct = name in producer and not is_map(out.shape(name)) and not consumed and name not in seen
+        seen.add(name)
+        if not direct:
+            copy = f"{name}/output{i}"
+            out.values[copy] = Value(copy, out.shape(name))
+            out.nodes.append(Node(copy, "Copy", (name,), (copy,), {}, path=copy))
+            out.outputs[i] = copy
+
+
+def as_matrix(weights: np.ndarray[Any, np.dtype[np.float32]], groups: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Convolution weights [F, C/g, kh, kw] as [F, C * kh * kw], groups as diagonal blocks."""
+    filters = weights.shape[0]
+    if groups == 1:
+        return np.ascontiguousarray(weights.reshape(filters, -1))
+    inner = weights[0].size
+    out = np.zeros((groups, filters // groups, groups, inner), np.float32)
+    out[np.arange(groups), :, np.arange(groups)] = weights.reshape(groups, filters // groups, inner)
+    return out.reshape(filters, groups * inner)

@@ -1,0 +1,98 @@
+"""Blocked compressed storage (BCS): any pattern of zeros as row blocks with shared column lists.
+
+The weights of a layer are a matrix ``[filters, columns]``, a column being one (input channel, ky, kx). A *row block* of P
+filters stores the columns in which any of them has a weight, and a dense panel ``columns x P``. P = 1 is unstructured,
+P = 8 with 8 x q block-punched zeros stores no zero at all, and with every column in every list it is dense.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Row blocks of one height.
+
+    Attributes:
+        height: P, filters per block.
+        filters: [blocks * P] original filter of each row.
+        starts: [blocks + 1] first column of each block in ``columns``.
+        columns: [total] surviving columns, block after block.
+        panel: [total, P] weights.
+    """
+
+    height: int
+    filters: Ints
+    starts: Ints
+    columns: Ints
+    panel: Floats
+
+    @property
+    def blocks(self) -> int:
+        """Number of row blocks."""
+        return len(self.starts) - 1
+
+
+def row_orders(weights: Floats) -> Iterator[npt.NDArray[np.intp]]:
+    """Orders of the filters worth trying: as they are, and those with equal column lists side by side."""
+    yield np.arange(len(weights))
+    bits = np.packbits(weights != 0, axis=1)
+    yield np.lexsort(bits.T[::-1]) if bits.shape[1] <= 64 else np.argsort(_row_keys(bits), kind="stable")
+
+
+def _row_keys(bits: npt.NDArray[np.uint8]) -> npt.NDArray[np.void]:
+    return np.ascontiguousarray(bits).view(np.dtype((np.void, bits.shape[1]))).ravel()
+
+
+def heights(filters: int, height: int) -> list[tuple[int, int]]:
+    """(P, number of rows) of the segments of a layer: blocks of ``height``, the rest in ever smaller powers of two."""
+    parts = [(height, filters // height * height)]
+    rest = filters % height
+    while rest:
+        part = 1 << (rest.bit_length() - 1)
+        parts.append((part, part))
+        rest -= part
+    return [(p, rows) for p, rows in parts if rows]
+
+
+def stored_columns(nonzero: npt.NDArray[np.bool_], height: int) -> Iterator[tuple[int, Ints]]:
+    """(P, columns per block) of each segment, for rows already in order: what a cost model needs, without the panels."""
+    start = 0
+    for p, rows in heights(len(nonzero), height):
+        part = nonzero[start:start + rows].reshape(rows // p, p, -1).any(axis=1)
+        yield p, part.sum(axis=1, dtype=np.int32)
+        start += rows
+
+
+def pack(weights: Floats, order: npt.NDArray[np.intp], height: int) -> list[Segment]:
+    """Store ``weights`` [filters, columns], rows taken in ``order``, in blocks of ``height`` filters."""
+    segments = []
+    start = 0
+    for p, rows in heights(len(weights), height):
+        picked = order[start:start + rows]
+        start += rows
+        blocks = weights[picked].reshape(rows // p, p, -1)
+        block, column = np.nonzero((blocks != 0).any(axis=1))
+        starts = np.zeros(rows // p + 1, np.int32)
+        np.cumsum(np.bincount(block, minlength=rows // p), out=starts[1:])
+        panel = np.ascontiguousarray(blocks[block, :, column])
+        segments.append(Segment(p, picked.astype(np.int32), starts, column.astype(np.int32), panel))
+    return segments
+
+
+def unpack(segments: list[Segment], columns: int) -> Floats:
+    """The matrix that was packed: the inverse of :func:`pack`, for tests."""
+    out = np.zeros((sum(len(s.filters) for s in segments), columns), np.float32)
+    for s in segments:
+        block = np.repeat(np.arange(s.blocks), np.diff(s.starts))
+        rows = s.filters.reshape(s.blocks, s.height)[block]
+        out[rows, s.columns[:, None]] = s.panel
+    return out

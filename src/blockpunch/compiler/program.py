@@ -1,0 +1,90 @@
+"""What the compiler produces: C text, one blob of weights, and a record per step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from blockpunch.graph.ir import Array
+
+ALIGN = 64
+"""Bytes: every table in the blob and every buffer in the scratch memory starts on a cache line."""
+
+
+@dataclass(frozen=True)
+class StepInfo:
+    """One step of the compiled program, for profiles and reports.
+
+    Attributes:
+        name: the graph node it computes.
+        kind: the kernel family (``conv``, ``depthwise``, ``dot``, ``elementwise``, ...).
+        path: module path or ONNX node the work came from.
+        macs: multiply-accumulates of the dense layer.
+        kept_macs: multiply-accumulates that its non-zero weights need.
+        weight_bytes: bytes of its weights and indices in the blob.
+        packing: how the weights are stored and tiled, e.g. ``8 filters x 3 vectors, 384 of 2304 columns``.
+        reason: why this packing; for a dense layer, why dense.
+    """
+
+    name: str
+    kind: str
+    path: str
+    macs: int = 0
+    kept_macs: int = 0
+    weight_bytes: int = 0
+    packing: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Program:
+    """A compiled network before the C compiler: freestanding C that exports the ABI of ``bp_model.h``.
+
+    Attributes:
+        name: the network's name.
+        source: file name -> C text.
+        weights: the blob every step's tables are in; its start must be 64-byte aligned at run time.
+        scratch_bytes: memory for all activations.
+        inputs: (name, shape) of each input; contiguous float32.
+        outputs: (name, shape) of each output; contiguous float32.
+        steps: one record per step, in order of execution.
+    """
+
+    name: str
+    source: dict[str, str]
+    weights: bytes
+    scratch_bytes: int
+    inputs: list[tuple[str, tuple[int, ...]]]
+    outputs: list[tuple[str, tuple[int, ...]]]
+    steps: list[StepInfo]
+
+
+@dataclass
+class Blob:
+    """Collects weight tables into one block of bytes; equal tables are stored once."""
+
+    size: int = 0
+    _parts: list[tuple[int, bytes]] = field(default_factory=list)
+    _known: dict[bytes, int] = field(default_factory=dict)
+
+    def add(self, array: Array | npt.NDArray[np.generic]) -> int:
+        """Store ``array`` (C order) and return its offset in bytes."""
+        data = np.ascontiguousarray(array).tobytes()
+        key = data if len(data) <= 4096 else None  # only small tables (masks, offsets) repeat
+        if key is not None and key in self._known:
+            return self._known[key]
+        offset = self.size
+        self._parts.append((offset, data))
+        self.size = -(-(offset + len(data)) // ALIGN) * ALIGN
+        if key is not None:
+            self._known[key] = offset
+        return offset
+
+    def tobytes(self) -> bytes:
+        """The whole blob."""
+        out = bytearray(self.size)
+        for offset, data in self._parts:
+            out[offset:offset + len(data)] = data
+        return bytes(out)
