@@ -43,7 +43,7 @@ $(STAMP): pyproject.toml
 	  echo "== making $(VENV) with $$($$python --version)"; \
 	  "$$python" -m venv --clear $(VENV); \
 	fi
-	@echo "== installing blockpunch[$(EXTRAS)] and $(TORCH) into $(VENV) (about 1 GB, a few minutes the first time)"
+	@echo "== installing blockpunch[$(EXTRAS)] and $(TORCH) into $(VENV) (about 2 GB on disk, a minute or more the first time)"
 	@$(PY) -m pip install --quiet --disable-pip-version-check "$(TORCH)" -e ".[$(EXTRAS)]"
 	@$(PY) -c 'import blockpunch, numpy, onnx, onnxruntime, torch; \
 	print(f"== installed: torch {torch.__version__}, onnx {onnx.__version__}, onnxruntime {onnxruntime.__version__}, numpy {numpy.__version__}")'

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from blockpunch.atomic import write_atomic
 
-_WIDE = 160  # a pipe has no width: long rows must not be folded there
+_WIDE = 400  # a pipe has no width: long rows must not be folded or cut there
 
 
 def console(*, error: bool = False) -> Console:
@@ -41,8 +41,11 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], 
     cells = []
     for i, name in enumerate(columns):
         values = [row[i] for row in rows]
-        shown.add_column(name, justify="right" if _numeric(values) else "left", no_wrap=True, overflow="ellipsis")
         cells.append(_column(values))
+        number = _numeric(values)
+        # On a narrow terminal text is cut, numbers never are.
+        least = max(len(cell) for cell in (name, *cells[-1])) if number else 12
+        shown.add_column(name, justify="right" if number else "left", no_wrap=True, overflow="ellipsis", min_width=least)
     for row in zip(*cells, strict=True):
         shown.add_row(*(Text(cell) for cell in row))
     console().print(shown)
