@@ -38,17 +38,28 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], 
     """A table; a column whose cells are all numbers (or ``-``) is aligned to the right."""
     shown = Table(title=title, box=SIMPLE_HEAD, title_justify="left", title_style="bold", caption=caption or None,
                   caption_justify="left", pad_edge=False, show_header=any(columns))
-    cells = []
-    for i, name in enumerate(columns):
-        values = [row[i] for row in rows]
-        cells.append(_column(values))
-        number = _numeric(values)
-        # On a narrow terminal text is cut, numbers never are.
-        least = max(len(cell) for cell in (name, *cells[-1])) if number else 12
-        shown.add_column(name, justify="right" if number else "left", no_wrap=True, overflow="ellipsis", min_width=least)
+    out = console()
+    numbers = [_numeric([row[i] for row in rows]) for i in range(len(columns))]
+    cells = [_column([row[i] for row in rows]) for i in range(len(columns))]
+    natural = [max(len(cell) for cell in (name, *column)) for name, column in zip(columns, cells, strict=True)]
+    widths = _fit(natural, numbers, out.width - 3 * len(columns))
+    for name, number, width in zip(columns, numbers, widths, strict=True):
+        shown.add_column(name, justify="right" if number else "left", no_wrap=True, overflow="ellipsis",
+                         min_width=width, max_width=width)
     for row in zip(*cells, strict=True):
         shown.add_row(*(Text(cell) for cell in row))
-    console().print(shown)
+    out.print(shown)
+
+
+def _fit(widths: list[int], numbers: list[bool], room: int) -> list[int]:
+    """Column widths for a terminal: the widest texts give way, down to 8 characters; numbers stay whole."""
+    widths = list(widths)
+    while sum(widths) > room:
+        texts = [i for i, number in enumerate(numbers) if not number and widths[i] > 8]
+        if not texts:
+            break
+        widths[max(texts, key=lambda i: widths[i])] -= 1
+    return widths
 
 
 def _numeric(values: Sequence[object]) -> bool:
