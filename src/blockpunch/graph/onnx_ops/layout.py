@@ -8,7 +8,8 @@ import math
 import numpy as np
 
 from blockpunch.graph.builder import Const, GraphBuilder, Tensor, Unsupported
-from blockpunch.graph.onnx_ops.node import OnnxNode, Rule, axis_of
+from blockpunch.graph.emit import axis_of, depth_to_space, emit_slice, space_to_depth
+from blockpunch.graph.onnx_ops.node import OnnxNode, Rule
 
 
 def _identity(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
@@ -76,12 +77,6 @@ def _concat(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
     tensors = [node.tensor(index) for index in range(len(node.inputs))]
     axis = axis_of(int(node.attrs["axis"]), len(builder.shape(tensors[0])))
     return [builder.emit("Concat", tensors, axis=axis)]
-
-
-def emit_slice(builder: GraphBuilder, x: Tensor, axis: int, start: int, stop: int, step: int = 1) -> str:
-    """Cut ``start:stop:step`` (with Python's meaning) out of one axis."""
-    kept = range(builder.shape(x)[axis])[start:stop:step]
-    return builder.emit("Slice", [x], starts=(kept.start,), stops=(kept.stop,), axes=(axis,), steps=(kept.step,))
 
 
 def _slice(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
@@ -194,22 +189,12 @@ def _resize(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
 
 
 def _shuffle(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
-    """DepthToSpace and SpaceToDepth as reshapes around a transpose."""
-    x = node.tensor(0)
-    n, c, h, w = builder.shape(x)
-    block = int(node.attrs["blocksize"])
+    x, block = node.tensor(0), int(node.attrs["blocksize"])
+    if len(builder.shape(x)) != 4:
+        raise Unsupported(f"only images [N, C, H, W] are supported, this has shape {builder.shape(x)}")
     if node.op == "SpaceToDepth":
-        x = builder.emit("Reshape", [x], shape=(n, c, h // block, block, w // block, block))
-        x = builder.emit("Transpose", [x], perm=(0, 3, 5, 1, 2, 4))
-        return [builder.emit("Reshape", [x], shape=(n, c * block * block, h // block, w // block))]
-    c //= block * block
-    if node.attrs.get("mode", "DCR") == "CRD":
-        x = builder.emit("Reshape", [x], shape=(n, c, block, block, h, w))
-        x = builder.emit("Transpose", [x], perm=(0, 1, 4, 2, 5, 3))
-    else:
-        x = builder.emit("Reshape", [x], shape=(n, block, block, c, h, w))
-        x = builder.emit("Transpose", [x], perm=(0, 3, 4, 1, 5, 2))
-    return [builder.emit("Reshape", [x], shape=(n, c, h * block, w * block))]
+        return [space_to_depth(builder, x, block, blocks_first=True)]
+    return [depth_to_space(builder, x, block, blocks_first=node.attrs.get("mode", "DCR") == "DCR")]
 
 
 def _expand(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
@@ -219,9 +204,9 @@ def _expand(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
 
 
 RULES: dict[str, Rule] = {
-    "Identity": _identity, "Dropout": _identity, "Cast": _cast, "CastLike": _cast, "Shape": _shape_of, "Size": _shape_of,
-    "Reshape": _reshape, "Flatten": _flatten, "Squeeze": _squeeze, "Unsqueeze": _unsqueeze, "Transpose": _transpose,
-    "Concat": _concat, "Slice": _slice, "Split": _split, "Gather": _gather, "Pad": _pad, "ReduceMean": _reduce,
-    "ReduceSum": _reduce, "Resize": _resize, "Upsample": _resize, "DepthToSpace": _shuffle, "SpaceToDepth": _shuffle,
-    "Expand": _expand,
+    "Identity": _identity, "Dropout": _identity, "Cast": _cast, "CastLike": _cast, "Shape": _shape_of,
+    "Size": _shape_of, "Reshape": _reshape, "Flatten": _flatten, "Squeeze": _squeeze, "Unsqueeze": _unsqueeze,
+    "Transpose": _transpose, "Concat": _concat, "Slice": _slice, "Split": _split, "Gather": _gather, "Pad": _pad,
+    "ReduceMean": _reduce, "ReduceSum": _reduce, "Resize": _resize, "Upsample": _resize, "DepthToSpace": _shuffle,
+    "SpaceToDepth": _shuffle, "Expand": _expand,
 }

@@ -6,8 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from blockpunch.graph.builder import Const, GraphBuilder, Tensor, Unsupported
 from blockpunch.graph.ir import Array
 
@@ -59,15 +57,3 @@ class OnnxNode:
 
 
 Rule = Callable[[GraphBuilder, OnnxNode], list[Tensor]]
-
-
-def axis_of(axis: int, rank: int) -> int:
-    """A non-negative axis."""
-    if not -rank <= axis < rank:
-        raise Unsupported(f"axis {axis} of a tensor with {rank} axes")
-    return axis % rank
-
-
-def is_float(array: Array) -> bool:
-    """Whether the numbers are floating point."""
-    return bool(np.issubdtype(array.dtype, np.floating))

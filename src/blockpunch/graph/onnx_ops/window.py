@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from blockpunch.graph.builder import Const, GraphBuilder, Tensor, Unsupported
+from blockpunch.graph.emit import emit_pool
 from blockpunch.graph.onnx_ops.node import OnnxNode, Rule
 
 
@@ -34,19 +35,6 @@ def _pads(node: OnnxNode, size: tuple[int, ...], kernel: tuple[int, int], stride
     return before[0], before[1], after[0], after[1]
 
 
-def ceil_pads(size: tuple[int, ...], kernel: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int],
-              pads: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
-    """Pads that make the usual rounding down give what ``ceil_mode`` asks for."""
-    grown = list(pads)
-    for axis in (0, 1):
-        span = dilation[axis] * (kernel[axis] - 1) + 1
-        out = -(-(size[axis] + pads[axis] + pads[axis + 2] - span) // stride[axis]) + 1
-        if (out - 1) * stride[axis] >= size[axis] + pads[axis]:  # the last window would start in the padding
-            out -= 1
-        grown[axis + 2] = max(pads[axis + 2], (out - 1) * stride[axis] + span - size[axis] - pads[axis])
-    return grown[0], grown[1], grown[2], grown[3]
-
-
 def _image(builder: GraphBuilder, node: OnnxNode) -> tuple[Tensor, tuple[int, ...]]:
     x = node.tensor(0)
     shape = builder.shape(x)
@@ -65,22 +53,6 @@ def _conv(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
         inputs.append(node.constant(2, "bias"))
     return [builder.emit("Conv", inputs, stride=stride, pads=_pads(node, shape[2:], kernel, stride, dilation),
                          dilation=dilation, groups=int(node.attrs.get("group", 1)))]
-
-
-def emit_pool(builder: GraphBuilder, average: bool, x: Tensor, kernel: tuple[int, int], stride: tuple[int, int],
-              pads: tuple[int, int, int, int], *, dilation: tuple[int, int] = (1, 1), ceil: bool = False,
-              count_include_pad: bool = False) -> str:
-    """A pool with ``ceil_mode`` turned into explicit pads; used by both importers."""
-    grown = ceil_pads(builder.shape(x)[2:], kernel, stride, dilation, pads) if ceil else pads
-    if not average:
-        return builder.emit("MaxPool", [x], kernel=kernel, stride=stride, pads=grown, dilation=dilation)
-    if dilation != (1, 1):
-        raise Unsupported(f"an average pool with dilation {dilation}")
-    if count_include_pad and grown != pads:  # given pads count as zeros, those of ceil_mode do not count
-        x = builder.emit("Pad", [x], pads=(0, 0, *pads[:2], 0, 0, *pads[2:]), value=0.0)
-        pads, grown = (0, 0, 0, 0), (0, 0, grown[2] - pads[2], grown[3] - pads[3])
-    return builder.emit("AveragePool", [x], kernel=kernel, stride=stride, pads=grown,
-                        count_include_pad=count_include_pad and grown == pads and any(grown))
 
 
 def _pool(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
@@ -142,6 +114,6 @@ def _matmul(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
 
 
 RULES: dict[str, Rule] = {
-    "Conv": _conv, "MaxPool": _pool, "AveragePool": _pool, "GlobalAveragePool": _global_pool, "GlobalMaxPool": _global_pool,
-    "BatchNormalization": _batch_norm, "Gemm": _gemm, "MatMul": _matmul,
+    "Conv": _conv, "MaxPool": _pool, "AveragePool": _pool, "GlobalAveragePool": _global_pool,
+    "GlobalMaxPool": _global_pool, "BatchNormalization": _batch_norm, "Gemm": _gemm, "MatMul": _matmul,
 }

@@ -1,0 +1,97 @@
+"""Convolution, linear layers, batch-norm and pools of torch."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from blockpunch.graph.builder import Const, GraphBuilder, Tensor, Unsupported
+from blockpunch.graph.emit import emit_pool
+from blockpunch.graph.torch_ops.node import Rule, TorchNode
+
+
+def _image(builder: GraphBuilder, x: Tensor) -> tuple[int, ...]:
+    shape = builder.shape(x)
+    if len(shape) != 4:
+        raise Unsupported(f"only images [N, C, H, W] are supported, this has shape {shape}")
+    return shape
+
+
+def _conv(builder: GraphBuilder, node: TorchNode) -> Tensor:
+    x, weight, bias = node.tensor("input"), node.constant("weight"), node.optional("bias")
+    if node.args.get("transposed"):
+        raise Unsupported("a transposed convolution")
+    _image(builder, x)
+    stride, dilation = node.pair("stride", (1, 1)), node.pair("dilation", (1, 1))
+    padding = node.args["padding"]
+    if padding == "valid":
+        pads = (0, 0, 0, 0)
+    elif padding == "same":
+        total = [dilation[axis] * (weight.array.shape[2 + axis] - 1) for axis in (0, 1)]
+        pads = (total[0] // 2, total[1] // 2, total[0] - total[0] // 2, total[1] - total[1] // 2)
+    else:
+        pads = node.pair("padding", (0, 0)) * 2
+    return builder.emit("Conv", [x, weight, *([bias] if bias else [])], stride=stride, pads=pads, dilation=dilation,
+                        groups=int(node.args["groups"]))
+
+
+def _linear(builder: GraphBuilder, node: TorchNode) -> Tensor:
+    bias = node.optional("bias")
+    return builder.emit("Linear", [node.tensor("input"), node.constant("weight"), *([bias] if bias else [])])
+
+
+def _addmm(builder: GraphBuilder, node: TorchNode) -> Tensor:
+    """``bias + x @ w``, where core aten writes the weight as a permuted constant."""
+    weight = node.constant("mat2")
+    if node.args.get("alpha", 1) != 1 or node.args.get("beta", 1) != 1:
+        raise Unsupported("a scaled product")
+    result = builder.emit("Linear", [node.tensor("mat1"), Const(weight.array.T, weight.name)])
+    return builder.emit("Add", [result, node.tensor("self")])
+
+
+def _matmul(builder: GraphBuilder, node: TorchNode) -> Tensor:
+    a, b = node.tensor("self"), node.tensor("mat2" if "mat2" in node.args else "other")
+    if isinstance(b, Const) and b.array.ndim == 2 and not isinstance(a, Const):
+        return builder.emit("Linear", [a, Const(b.array.T, b.name)])
+    if len(builder.shape(a)) < 2 or len(builder.shape(b)) < 2:
+        raise Unsupported("a product with a vector")
+    return builder.emit("MatMul", [a, b])
+
+
+def _batch_norm(builder: GraphBuilder, node: TorchNode) -> Tensor:
+    if node.args.get("training") or node.args.get("running_mean") is None:
+        raise Unsupported("batch-norm in training mode or without running statistics; call model.eval() first")
+    mean, variance = node.constant("running_mean"), node.constant("running_var")
+    scale = node.optional("weight") or Const(np.ones_like(mean.array))
+    bias = node.optional("bias") or Const(np.zeros_like(mean.array))
+    return builder.emit("BatchNorm", [node.tensor("input"), scale, bias, mean, variance], eps=node.number("eps"))
+
+
+def _pool(builder: GraphBuilder, node: TorchNode) -> Tensor:
+    x, kernel = node.tensor(), node.pair("kernel_size")
+    _image(builder, x)
+    if node.args.get("divisor_override") is not None:
+        raise Unsupported("an average pool with its own divisor")
+    return emit_pool(builder, node.op == "avg_pool2d", x, kernel, node.pair("stride", kernel),
+                     node.pair("padding", (0, 0)) * 2, dilation=node.pair("dilation", (1, 1)),
+                     ceil=bool(node.args["ceil_mode"]), count_include_pad=bool(node.args.get("count_include_pad")))
+
+
+def _adaptive_pool(builder: GraphBuilder, node: TorchNode) -> Tensor:
+    """A pool to a fixed size: the whole image, or windows of equal size where the image divides."""
+    x, out = node.tensor(), node.pair("output_size")
+    height, width = _image(builder, x)[2:]
+    average = "avg" in node.op
+    if out == (1, 1) and average:
+        return builder.emit("GlobalAveragePool", [x])
+    if height % out[0] or width % out[1]:
+        raise Unsupported(f"an adaptive pool of {height}x{width} to {out[0]}x{out[1]}, which does not divide")
+    kernel = (height // out[0], width // out[1])
+    return emit_pool(builder, average, x, kernel, kernel, (0, 0, 0, 0))
+
+
+RULES: dict[str, Rule] = {
+    "conv2d": _conv, "convolution": _conv, "linear": _linear, "addmm": _addmm, "mm": _matmul, "matmul": _matmul,
+    "bmm": _matmul, "batch_norm": _batch_norm, "_native_batch_norm_legit_no_training": _batch_norm,
+    "max_pool2d": _pool, "max_pool2d_with_indices": _pool, "avg_pool2d": _pool,
+    **dict.fromkeys(("adaptive_avg_pool2d", "_adaptive_avg_pool2d", "adaptive_max_pool2d"), _adaptive_pool),
+}
