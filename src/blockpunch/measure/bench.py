@@ -71,11 +71,22 @@ class BenchResult:
         return data
 
 
+@dataclass(frozen=True)
+class Entry:
+    """What takes part: ``engine`` runs ``path`` under the name ``label``; ``reference`` is the ONNX file of the same
+    network, for its outputs (``path`` itself where that is one)."""
+
+    label: str
+    engine: str
+    path: Path
+    reference: Path | None = None
+
+
 @dataclass
 class _Contestant:
-    name: str
-    path: Path
+    entry: Entry
     runner: Runner
+    feed: Mapping[str, Array]
     error: float | None
     times: list[int] = field(default_factory=list)
 
@@ -145,82 +156,93 @@ def bench(model: Path, engines: Sequence[str], *, threads: int = 1, peer_model: 
         BenchmarkError: an unknown engine, a failure in one, or outputs that disagree.
         MissingExtraError: an engine that is not installed.
     """
-    if threads < 1:
-        raise BenchmarkError(f"{threads} threads cannot compute anything", fix="--threads 1 or more")
     if not engines:
         raise BenchmarkError("no engine to measure", fix=f"--engines with some of: {', '.join(ENGINES)}")
+    entries = [Entry(name, name, peer_model if peer_model is not None and name != OURS else model)
+               for name in dict.fromkeys(engines)]
+    return bench_entries(str(model), entries, threads=threads, shapes=shapes, inputs=inputs, seconds=seconds,
+                         tolerance=tolerance, progress=progress)
+
+
+def bench_entries(title: str, entries: Sequence[Entry], *, threads: int = 1, shapes: Shapes | None = None,
+                  inputs: Mapping[str, Array] | None = None, seconds: float = 3.0, tolerance: float = 1e-3,
+                  progress: Progress | None = None) -> BenchResult:
+    """Like :func:`bench`, for any mix of engines and files; results are under the entries' labels."""
     say = progress or log.info
-    for path in filter(None, (model, peer_model)):
-        if not path.is_file():
-            raise BenchmarkError("no such file", where=str(path))
+    if threads < 1:
+        raise BenchmarkError(f"{threads} threads cannot compute anything", fix="--threads 1 or more")
+    for entry in entries:
+        _check_entry(entry)
     started = time.monotonic()
     contestants: list[_Contestant] = []
     with pinned(threads) as cores:
         try:
             reference = Reference(shapes, inputs)
-            for name in dict.fromkeys(engines):
-                path = peer_model if peer_model is not None and name != OURS else model
-                contestants.append(_enter(name, path, threads, shapes, reference, tolerance, say))
-            feeds = [reference.inputs(c.path) or dict(inputs or _own_inputs(c)) for c in contestants]
-            _measure(contestants, feeds, threads, seconds, say)
+            for entry in entries:
+                say(f"preparing {entry.label}")
+                contestants.append(_enter(entry, threads, shapes, reference, tolerance))
+            _measure(contestants, threads, seconds, say)
         finally:
             for contestant in contestants:
                 contestant.runner.close()
-    results = {c.name: _summary(c) for c in contestants}
-    return BenchResult(str(model), threads, results, "cpu" if threads == 1 else "wall", cores,
+    results = {c.entry.label: _summary(c) for c in contestants}
+    return BenchResult(title, threads, results, "cpu" if threads == 1 else "wall", cores,
                        round(time.monotonic() - started, 1))
 
 
-def _enter(name: str, path: Path, threads: int, shapes: Shapes | None, reference: Reference, tolerance: float,
-           say: Progress) -> _Contestant:
+def _check_entry(entry: Entry) -> None:
+    """Refuse what cannot work before anything slow is done."""
+    row = engine(entry.engine)
+    if not entry.path.is_file():
+        raise BenchmarkError("no such file", where=str(entry.path))
+    if entry.path.suffix not in row.suffixes:
+        raise BenchmarkError(f"{row.name} reads {' and '.join(row.suffixes)} files", where=str(entry.path),
+                             fix=f"leave {row.name} out, or give the peers a file with --peer-model")
+    if row.version() is None:
+        raise MissingExtraError(row.package, row.extra or "all", f"measuring {row.name}")
+
+
+def _enter(entry: Entry, threads: int, shapes: Shapes | None, reference: Reference, tolerance: float) -> _Contestant:
     """Prepare one engine and check its outputs before any time is measured."""
-    row = engine(name)
-    if path.suffix not in row.suffixes:
-        raise BenchmarkError(f"{name} reads {' and '.join(row.suffixes)} files", where=str(path),
-                             fix=f"leave {name} out, or give it a file with --peer-model")
-    say(f"preparing {name}")
-    runner = row.prepare(path, threads, shapes)
-    expected = reference.outputs(path)
+    runner = engine(entry.engine).prepare(entry.path, threads, shapes)
+    expected = reference.outputs(entry.reference or entry.path)
+    feed = reference.inputs(entry.reference or entry.path) or _own_inputs(entry, runner)
     error: float | None = None
     if expected is not None:
-        feeds = reference.inputs(path)
-        assert feeds is not None
-        error = relative_error([np.asarray(output) for output in runner.run(feeds)], expected)
+        error = relative_error([np.asarray(output) for output in runner.run(feed)], expected)
         if not error <= tolerance:
             runner.close()
-            raise BenchmarkError(f"{name} disagrees with ONNX Runtime by {error:.2g} of the largest output",
-                                 where=str(path),
+            raise BenchmarkError(f"{entry.label} disagrees with ONNX Runtime by {error:.2g} of the largest output",
+                                 where=str(entry.path),
                                  fix="its time would mean nothing; --tolerance accepts a larger difference")
-    return _Contestant(name, path, runner, error)
+    return _Contestant(entry, runner, feed, error)
 
 
-def _own_inputs(contestant: _Contestant) -> dict[str, Array]:
+def _own_inputs(entry: Entry, runner: Runner) -> dict[str, Array]:
     """Random inputs for a file that only our own engine reads."""
-    session = getattr(contestant.runner, "session", None)
+    session = getattr(runner, "session", None)
     if session is None:
-        raise BenchmarkError("the shapes of the inputs are not known", where=str(contestant.path), fix="give --input")
+        raise BenchmarkError("the shapes of the inputs are not known", where=str(entry.path),
+                             fix="pip install 'blockpunch[bench]'")
     return random_inputs({spec.name: spec.shape for spec in session.inputs})
 
 
-def _measure(contestants: Sequence[_Contestant], feeds: Sequence[Mapping[str, Array]], threads: int, seconds: float,
-             say: Progress) -> None:
+def _measure(contestants: Sequence[_Contestant], threads: int, seconds: float, say: Progress) -> None:
     """Rounds of equal slices in rotated order, until every engine had its time."""
     clock = time.process_time_ns if threads == 1 else time.perf_counter_ns
-    for contestant, feed in zip(contestants, feeds, strict=True):
-        _run_for(contestant, feed, clock, 0.1, keep=False)
+    for contestant in contestants:
+        _run_for(contestant, clock, 0.1, keep=False)
     rounds = max(4, math.ceil(seconds / 0.3))
-    say(f"measuring {', '.join(c.name for c in contestants)} in {rounds} rounds")
-    pairs = list(zip(contestants, feeds, strict=True))
+    say(f"measuring {', '.join(c.entry.label for c in contestants)} in {rounds} rounds")
     for number in range(rounds):
-        turn = number % len(pairs)
-        for contestant, feed in pairs[turn:] + pairs[:turn]:
-            _run_for(contestant, feed, clock, seconds / rounds, keep=True)
+        turn = number % len(contestants)
+        for contestant in [*contestants[turn:], *contestants[:turn]]:
+            _run_for(contestant, clock, seconds / rounds, keep=True)
 
 
-def _run_for(contestant: _Contestant, feed: Mapping[str, Array], clock: Callable[[], int], seconds: float, *,
-             keep: bool) -> None:
+def _run_for(contestant: _Contestant, clock: Callable[[], int], seconds: float, *, keep: bool) -> None:
     """One slice: an unmeasured run to fill the caches, then measured ones until the time is over."""
-    run = contestant.runner.run
+    run, feed = contestant.runner.run, contestant.feed
     run(feed)
     end = time.perf_counter() + seconds
     while True:
@@ -239,4 +261,4 @@ def _summary(contestant: _Contestant) -> EngineResult:
     quarter = len(times) // 4
     spread = (times[-1 - quarter] - times[quarter]) / median if median else 0.0
     return EngineResult(median_ms=median / 1e6, min_ms=times[0] / 1e6, runs=len(times), max_rel_error=contestant.error,
-                        version=contestant.runner.version, spread=round(spread, 4), model=str(contestant.path))
+                        version=contestant.runner.version, spread=round(spread, 4), model=str(contestant.entry.path))
