@@ -123,7 +123,8 @@ def assign(graph: Graph, needs: Needs, vector_floats: int) -> Layout:
         vector_floats: vector width; planes and origins are aligned to it.
     """
     parents = _aliases(graph)
-    planar = {name for name, v in graph.values.items() if is_map(v.shape) and name not in graph.inputs}
+    outside = {*graph.inputs, *graph.outputs}  # the caller's arrays are contiguous
+    planar = {name for name, v in graph.values.items() if is_map(v.shape) and name not in outside}
     planes = _planes(graph, planar, parents, needs, vector_floats)
     views: dict[str, View] = {}
     buffers: dict[str, int] = {}
