@@ -5,7 +5,10 @@ from __future__ import annotations
 import ctypes
 import os
 import shutil
+import signal
 import subprocess
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -137,6 +140,26 @@ def test_cc_with_arguments_comes_first(tmp_path: Path, monkeypatch: pytest.Monke
     assert found.command == (str(wrapper), "-DEXTRA=1")
     found.build_shared({"e.c": "#if EXTRA != 1\n#error no\n#endif\n"}, Target.host())
     assert "-DEXTRA=1" in (tmp_path / "calls").read_text()
+
+
+def test_interrupt_ends_the_compilers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = tmp_path / "slow"
+    slow.write_text('#!/bin/sh\n[ "$1" = --version ] && echo slow && exit\n'
+                    f'echo $$ >> "{tmp_path}/pids"\nexec sleep 60\n')
+    slow.chmod(0o755)
+    monkeypatch.setenv("CC", str(slow))
+
+    def interrupt() -> None:
+        while not (tmp_path / "pids").exists():
+            time.sleep(0.01)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    start = time.monotonic()
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        find_compiler().build_shared({f"{i}.c": "" for i in range(9)}, Target.host(), keep_dir=tmp_path / "kept")
+    assert time.monotonic() - start < 20
+    assert not [pid for pid in (tmp_path / "pids").read_text().split() if Path("/proc", pid, "exe").exists()]
 
 
 def test_cc_that_does_not_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -93,10 +94,9 @@ class Compiler:
                 (folder / name).write_text(text, encoding="utf-8")
             # Files are named relative to the folder, so that neither the log nor the binary depends on where it was.
             commands = [[*cc, *_unit_flags(name, self.kind), "-c", name, "-o", _object(name)] for name in units]
-            with ThreadPoolExecutor(max(1, min(len(units), host_cores()))) as pool:
-                logs = list(pool.map(lambda command: _run(command, folder), commands))
+            logs = _run_all(commands, folder)
             if not any(code for code, _ in logs):
-                logs.append(_run(link, folder))
+                logs += _run_all([link], folder)
             log = f"# {self.version}\n" + "".join(text for _, text in logs)
             if keep_dir is not None:
                 (folder / "build.log").write_text(log, encoding="utf-8")
@@ -158,7 +158,7 @@ def _find(arch: str, env_cc: str, _path: str) -> Compiler:
         command = tuple(shlex.split(env_cc))
         if not (found := _probe(command)):
             raise ToolchainError(f"'{env_cc}' does not run as a C compiler", where="$CC", fix="correct or unset CC")
-        if arch in (host_arch(), _machine_of(command)):
+        if arch == host_arch() or arch == _machine_of(command):
             return found
     candidates = [("clang",), ("gcc",), ("cc",)] if arch == host_arch() else []
     for command in [*filter(lambda command: shutil.which(command[0]), candidates), *_zig_command()]:
@@ -245,10 +245,31 @@ def _build_dir(keep_dir: Path | None) -> Iterator[Path]:
                              fix="free some space, or set TMPDIR to a folder that can be written") from error
 
 
-def _run(command: Sequence[str], folder: Path) -> tuple[int, str]:
-    done = subprocess.run(command, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT, text=True, errors="replace")
-    return done.returncode, f"$ {shlex.join(command)}\n{done.stdout}"
+def _run_all(commands: Sequence[Sequence[str]], folder: Path) -> list[tuple[int, str]]:
+    """Run commands side by side, one per core: exit status and log of each. None outlives an interrupt."""
+    running: set[subprocess.Popen[str]] = set()
+    stopped = threading.Event()
+
+    def run(command: Sequence[str]) -> tuple[int, str]:
+        with subprocess.Popen(command, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                              stderr=subprocess.STDOUT, text=True, errors="replace") as process:
+            running.add(process)
+            if stopped.is_set():  # started while the others were being ended
+                process.kill()
+            text = process.communicate()[0]
+        running.discard(process)
+        return process.returncode, f"$ {shlex.join(command)}\n{text}"
+
+    with ThreadPoolExecutor(max(1, min(len(commands), host_cores()))) as pool:
+        waiting = [pool.submit(run, command) for command in commands]
+        try:
+            return [future.result() for future in waiting]
+        except BaseException:
+            stopped.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in tuple(running):
+                process.kill()
+            raise
 
 
 def _raise_on_failure(logs: Iterable[tuple[int, str]], compiler: Compiler) -> None:

@@ -10,6 +10,7 @@
 #include "pool.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdint.h>
@@ -144,6 +145,15 @@ void bp_pool_for(void *opaque, bp_task task, void *arg, int n) {
 
 int bp_pool_threads(const bp_pool *pool) { return pool->threads; }
 
+/* Cores that this thread, and so its workers, may use. */
+static int cores(void) {
+#if defined(__linux__)
+  cpu_set_t allowed;
+  if (!sched_getaffinity(0, sizeof allowed, &allowed)) return CPU_COUNT(&allowed);
+#endif
+  return (int)sysconf(_SC_NPROCESSORS_ONLN);
+}
+
 static int start_workers(bp_pool *pool, int threads) {
   /* Signals belong to the program's own threads. */
   sigset_t all, before;
@@ -179,7 +189,7 @@ bp_pool *bp_pool_open(int threads) {
   pthread_cond_init(&pool->work, NULL);
   pthread_cond_init(&pool->done, NULL);
   /* With more threads than cores, a thread that spins keeps a core from one that has work. */
-  pool->spin_seconds = threads > sysconf(_SC_NPROCESSORS_ONLN) ? 0 : SPIN_SECONDS;
+  pool->spin_seconds = threads > cores() ? 0 : SPIN_SECONDS;
   pool->threads = start_workers(pool, threads); /* workers read it only once there is a job */
   return pool;
 }
