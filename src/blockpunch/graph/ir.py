@@ -1,6 +1,7 @@
 """The intermediate representation: static shapes, fully typed, nodes in topological order.
 
-A :class:`Graph` is plain data. Operators' meaning (shape rule, reference, MACs) lives in :mod:`blockpunch.graph.operators`.
+A :class:`Graph` is plain data. What operators mean (shape rule, reference, MACs) is in
+:mod:`blockpunch.graph.operators`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy.typing as npt
 from blockpunch.errors import GraphError
 
 Array = npt.NDArray[Any]
+FLOAT32: np.dtype[Any] = np.dtype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Value:
 
     name: str
     shape: tuple[int, ...]
-    dtype: np.dtype[Any] = np.dtype(np.float32)
+    dtype: np.dtype[Any] = FLOAT32
 
     @property
     def size(self) -> int:
@@ -46,7 +48,10 @@ class FusedOp:
 
 @dataclass(frozen=True)
 class Node:
-    """One operator application. ``path`` is the module or ONNX node it came from; ``epilogue`` runs in order on the result."""
+    """One operator application.
+
+    ``path`` is the module or ONNX node it came from; ``epilogue`` runs in order on the result.
+    """
 
     name: str
     op: str
