@@ -1,5 +1,24 @@
 """Pruning: masks, one-shot on ONNX files, and recovery by training.
 
-Import the submodules: :mod:`~blockpunch.pruning.onnx_prune` needs onnx, :mod:`~blockpunch.pruning.torch_prune` and
-:mod:`~blockpunch.pruning.recover` need torch.
+:mod:`~blockpunch.pruning.onnx_prune` needs onnx; :class:`Pruner` and :mod:`~blockpunch.pruning.recover` need torch.
+Names are imported on first use, so that pruning an ONNX file does not import torch.
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from blockpunch.pruning.counts import LayerCount, PruneReport
+    from blockpunch.pruning.onnx_prune import onnx_layers, prune_onnx
+    from blockpunch.pruning.torch_prune import Pruner, module_layers
+
+__all__ = ["LayerCount", "PruneReport", "Pruner", "module_layers", "onnx_layers", "prune_onnx"]
+
+_HOME = {"LayerCount": "counts", "PruneReport": "counts", "Pruner": "torch_prune", "module_layers": "torch_prune",
+         "onnx_layers": "onnx_prune", "prune_onnx": "onnx_prune"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

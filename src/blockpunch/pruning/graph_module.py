@@ -201,6 +201,7 @@ _FUNCTIONS: dict[str, Function] = {
     "PRelu": lambda attrs, x, slope: torch.where(x > 0, x, x * slope),
     "Softplus": lambda attrs, x: functional.softplus(x), "Mish": lambda attrs, x: functional.mish(x),
     "Exp": lambda attrs, x: torch.exp(x), "Log": lambda attrs, x: torch.log(x),
+
     "Sqrt": lambda attrs, x: torch.sqrt(x), "Neg": lambda attrs, x: -x, "Abs": lambda attrs, x: torch.abs(x),
     "Erf": lambda attrs, x: torch.erf(x),
 }

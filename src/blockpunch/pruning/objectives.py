@@ -1,0 +1,118 @@
+"""What a pruned network is trained towards: labels, the dense network's outputs, and its layers' outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from blockpunch.errors import TrainingError
+
+Loss = Callable[[Any, Any], torch.Tensor]
+"""(outputs of the model, labels) -> scalar."""
+
+
+class Objective(Protocol):
+    """Anything that turns a batch into a scalar loss."""
+
+    def __call__(self, model: nn.Module, batch: Any) -> torch.Tensor:
+        """The loss of ``model`` on ``batch``."""
+        ...
+
+
+def images_of(batch: Any) -> Any:
+    """The images of a batch, which is a tensor or a sequence that begins with one."""
+    return batch[0] if isinstance(batch, tuple | list) else batch
+
+
+class Labels:
+    """Loss against labels; batches are ``(images, labels)``."""
+
+    def __init__(self, loss: Loss | None = None) -> None:
+        self.loss = loss or functional.cross_entropy
+
+    def __call__(self, model: nn.Module, batch: Any) -> torch.Tensor:
+        """Cross-entropy, or the loss given."""
+        if not isinstance(batch, tuple | list) or len(batch) < 2:
+            raise TrainingError("a batch without labels", fix="let the loader give (images, labels), or use distill()")
+        outputs = model(batch[0])
+        return self.loss(outputs.float() if isinstance(outputs, torch.Tensor) else outputs, batch[1])
+
+
+class Distillation:
+    """Loss against a teacher, the dense network: no labels needed.
+
+    Rows of class scores (outputs of two dimensions) are compared by the Kullback-Leibler divergence at ``temperature``;
+    other outputs, and the outputs of the layers ``features``, by their squared difference over the teacher's square.
+
+    Args:
+        teacher: a module that takes the same images; it is put in eval mode.
+        temperature: softens class scores.
+        features: module paths, in both networks, whose outputs are compared too.
+        feature_weight: of the mean of their losses.
+        labels: if given, mixed in with ``1 - weight``.
+        weight: of the loss against the teacher's outputs.
+    """
+
+    def __init__(self, teacher: nn.Module, *, temperature: float = 4.0, features: Sequence[str] = (),
+                 feature_weight: float = 1.0, labels: Loss | None = None, weight: float = 0.9) -> None:
+        self.teacher, self.temperature, self.features = teacher.eval(), temperature, tuple(features)
+        self.feature_weight, self.labels, self.weight = feature_weight, labels, weight
+        self.seen: dict[str, torch.Tensor] = {}
+        known = dict(teacher.named_modules())
+        for name in self.features:
+            if name not in known:
+                raise TrainingError(f"the teacher has no module '{name}'", fix="name modules that both networks have")
+            known[name].register_forward_hook(lambda _, __, output, name=name: self.seen.__setitem__(name, output))
+
+    def __call__(self, model: nn.Module, batch: Any) -> torch.Tensor:
+        """The weighted sum of all terms."""
+        images = images_of(batch)
+        mine: dict[str, torch.Tensor] = {}
+        modules = dict(model.named_modules())
+        hooks = [modules[name].register_forward_hook(lambda _, __, output, name=name: mine.__setitem__(name, output))
+                 for name in self.features]
+        try:
+            outputs = model(images)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        with torch.no_grad():
+            targets = self.teacher(images)
+        loss = torch.stack([output_loss(output, target, self.temperature) for output, target
+                            in zip(tensors(outputs), tensors(targets), strict=True)]).sum()
+        if self.labels is not None:
+            loss = self.weight * loss + (1 - self.weight) * self.labels(outputs.float(), batch[1])
+        for name in self.features:
+            loss = loss + self.feature_weight / len(self.features) * relative_error(mine[name], self.seen[name])
+        return loss
+
+
+def tensors(outputs: Any) -> Iterable[torch.Tensor]:
+    """All tensors of nested outputs, in order."""
+    if isinstance(outputs, torch.Tensor):
+        yield outputs
+    else:
+        for item in outputs.values() if isinstance(outputs, dict) else outputs:
+            yield from tensors(item)
+
+
+def output_loss(mine: torch.Tensor, target: torch.Tensor, temperature: float) -> torch.Tensor:
+    """How far an output is from the teacher's: class scores by divergence, anything else by relative squared error."""
+    mine, target = mine.float(), target.float()
+    if target.ndim != 2 or target.shape[1] < 2:
+        return relative_error(mine, target)
+    if bool((target >= 0).all()) and bool((target.sum(1) - 1).abs().max() < 1e-3):  # already probabilities
+        mine, target, temperature = mine.clamp_min(1e-8).log(), target.clamp_min(1e-8).log(), 1.0
+    return temperature**2 * functional.kl_div(functional.log_softmax(mine / temperature, 1),
+                                              functional.log_softmax(target / temperature, 1),
+                                              reduction="batchmean", log_target=True)
+
+
+def relative_error(mine: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Mean squared difference over the mean square of ``target``."""
+    mine, target = mine.float(), target.float()
+    return (mine - target).square().mean() / target.square().mean().clamp_min(1e-12)
