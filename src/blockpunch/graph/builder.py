@@ -90,7 +90,7 @@ class GraphBuilder:
         return self.graph
 
     def _constant(self, tensor: Const) -> str:
-        array = np.ascontiguousarray(tensor.array, dtype=np.float32).reshape(tensor.array.shape)
+        array = np.asarray(tensor.array, dtype=np.float32, order="C")
         base = tensor.name or f"{self.scope}.constant"
         name, number = base, 0
         while name in self.graph.constants or name in self.graph.values:

@@ -32,7 +32,7 @@ def run(graph: Graph, inputs: Mapping[str, Array] | Sequence[Array] | Array) -> 
         for name in set(node.inputs):
             if last_use[name] == index and name in live and name not in graph.outputs:
                 del live[name]
-    return {name: np.ascontiguousarray(live[name]) for name in graph.outputs}
+    return {name: np.asarray(live[name], order="C") for name in graph.outputs}
 
 
 def run_node(node: Node, arrays: Sequence[Array]) -> Array:

@@ -18,7 +18,7 @@ from blockpunch.errors import (
 )
 from blockpunch.graph.builder import Const, GraphBuilder, Tensor, Unsupported, check_finite
 from blockpunch.graph.ir import Graph
-from blockpunch.graph.torch_ops import RULES, TorchNode
+from blockpunch.graph.torch_ops import RULES, TorchNode, layout
 from blockpunch.graph.verify import verify
 
 try:
@@ -27,7 +27,8 @@ try:
 except ImportError as error:
     raise MissingExtraError("torch", "train", "Importing a torch module") from error
 
-_LAYERS = ("conv2d", "convolution", "linear", "addmm")
+_LAYERS = ("conv2d", "convolution", "linear", "addmm", "mm")
+_CHECKS = ("_assert_tensor_metadata", "_assert_scalar", "_assert_async")  # they have no result
 
 
 def from_torch(model: torch.nn.Module | torch.export.ExportedProgram, example: Any = None) -> Graph:
@@ -142,7 +143,9 @@ class _Importer:
         return self.builder.add_input(node.name, tuple(value.shape))
 
     def _call(self, node: fx.Node) -> None:
-        name = node.target.__name__.split(".")[0] if not isinstance(node.target, str) else node.target
+        name = str(getattr(node.target, "__name__", node.target)).split(".")[0]
+        if name in _CHECKS:
+            return
         label = self._label(node, name)
         try:
             if any(item in self.broken for item in node.all_input_nodes):
@@ -163,7 +166,7 @@ class _Importer:
         path, kind = (stack[-1][0], str(stack[-1][1])) if stack else ("", "")
         leaf = kind.startswith("torch.nn.modules.") and not kind.endswith(("Sequential", "ModuleList"))
         self.builder.path = path
-        if path and (leaf or name in _LAYERS):
+        if path and (name in _LAYERS or (leaf and name not in layout.RULES)):
             self.builder.scope = path
         else:
             self.builder.scope = f"{path}.{name}" if path else node.name

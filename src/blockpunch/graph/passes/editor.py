@@ -82,13 +82,13 @@ class Editor:
 
     def add_constant(self, base: str, array: Array) -> str:
         """Register a float32 constant under ``base`` or the next free name; returns the name."""
-        return self._store(base, np.ascontiguousarray(array, np.float32).reshape(array.shape))
+        return self._store(base, np.asarray(array, np.float32, order="C"))
 
     def rescaled(self, name: str, array: Array) -> str:
         """A new version of the constant ``name``; it keeps its name unless another node reads the old version."""
         if len(self.readers.get(name, ())) > 1:
             return self.add_constant(name, array)
-        self.graph.constants[name] = np.ascontiguousarray(array, np.float32)
+        self.graph.constants[name] = np.asarray(array, np.float32, order="C")
         return name
 
     def _store(self, base: str, array: Array) -> str:

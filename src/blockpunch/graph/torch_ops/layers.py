@@ -66,6 +66,10 @@ def _batch_norm(builder: GraphBuilder, node: TorchNode) -> Tensor:
     return builder.emit("BatchNorm", [node.tensor("input"), scale, bias, mean, variance], eps=node.number("eps"))
 
 
+def _training(builder: GraphBuilder, node: TorchNode) -> Tensor:
+    raise Unsupported("batch-norm in training mode; call model.eval() before the export")
+
+
 def _pool(builder: GraphBuilder, node: TorchNode) -> Tensor:
     x, kernel = node.tensor(), node.pair("kernel_size")
     _image(builder, x)
@@ -92,6 +96,7 @@ def _adaptive_pool(builder: GraphBuilder, node: TorchNode) -> Tensor:
 RULES: dict[str, Rule] = {
     "conv2d": _conv, "convolution": _conv, "linear": _linear, "addmm": _addmm, "mm": _matmul, "matmul": _matmul,
     "bmm": _matmul, "batch_norm": _batch_norm, "_native_batch_norm_legit_no_training": _batch_norm,
+    "_native_batch_norm_legit_functional": _training,
     "max_pool2d": _pool, "max_pool2d_with_indices": _pool, "avg_pool2d": _pool,
     **dict.fromkeys(("adaptive_avg_pool2d", "_adaptive_avg_pool2d", "adaptive_max_pool2d"), _adaptive_pool),
 }

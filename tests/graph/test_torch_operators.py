@@ -1,0 +1,196 @@
+"""Every aten operator that the torch importer knows, against torch; many per exported module, since export is slow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from onnx_oracle import assert_close
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - its usual name
+
+from blockpunch.errors import DynamicShapeError, ModelError, UnsupportedOperatorError
+from blockpunch.graph import Graph, load_graph
+from blockpunch.graph.interpreter import run
+from blockpunch.graph.passes import optimize
+from blockpunch.graph.torch_ops import RULES
+
+Functions = list[Callable[[Tensor], Tensor]]
+
+
+class Several(nn.Module):
+    """Applies every function to the input and returns all results."""
+
+    def __init__(self, functions: Functions) -> None:
+        super().__init__()
+        self.functions = functions
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(function(x) for function in self.functions)
+
+
+def check(model: nn.Module, x: Tensor, *, core: bool = False) -> Graph:
+    """Import (from the module, or from a program decomposed to core aten), run, compare with torch."""
+    model.eval()
+    program = torch.export.export(model, (x,)).run_decompositions() if core else model
+    graph = load_graph(program, None if core else x)
+    with torch.no_grad():
+        result = model(x)
+    reference = [item.numpy() for item in (result if isinstance(result, tuple) else (result,))]
+    assert_close(run(graph, x.numpy()), reference, 1e-5, "imported")
+    assert_close(run(optimize(graph), x.numpy()), reference, 1e-5, "optimized")
+    return graph
+
+
+IMAGE = torch.linspace(-3, 3, 2 * 4 * 6 * 8).reshape(2, 4, 6, 8).flip(3)
+
+ACTIVATIONS: Functions = [
+    torch.relu, F.relu6, F.silu, torch.sigmoid, torch.tanh, F.hardswish, F.hardsigmoid, F.hardtanh, F.mish, torch.exp,
+    lambda x: F.leaky_relu(x, 0.2), lambda x: torch.log(x.abs() + 1), lambda x: torch.sqrt(x * x), torch.neg, torch.erf,
+    lambda x: x.clamp(-1, 2), lambda x: x.clamp(max=1), lambda x: x.clamp_min(0), lambda x: x.clamp_max(0.5), F.gelu,
+    lambda x: F.gelu(x, approximate="tanh"), lambda x: F.elu(x, 0.5), F.softplus, lambda x: torch.rsqrt(x * x + 1),
+    lambda x: torch.reciprocal(x * x + 1), lambda x: F.prelu(x, torch.tensor([0.1, 0.2, 0.3, 0.4])),
+    lambda x: F.prelu(x, torch.tensor([0.3])), lambda x: F.softmax(x, 1), lambda x: F.log_softmax(x, -1),
+]
+ARITHMETIC: Functions = [
+    lambda x: x + 1, lambda x: 2 - x, lambda x: x - 0.5, lambda x: x * x, lambda x: x / 3, lambda x: 3 / (x * x + 1),
+    lambda x: x ** 2, lambda x: torch.add(x, x, alpha=2), lambda x: torch.sub(x, torch.ones(8), alpha=0.5),
+    lambda x: torch.minimum(x, -x), lambda x: torch.maximum(x, torch.zeros(4, 1, 1)), lambda x: x + torch.arange(8),
+    lambda x: x * torch.linspace(0, 1, 4)[:, None, None], lambda x: x @ x.transpose(2, 3), lambda x: x @ torch.ones(8, 3),
+    lambda x: torch.bmm(x[:, 0], x[:, 1].transpose(1, 2)), lambda x: x[:, :, 0, 0] @ x[:, :, 0, 0].t(),
+    lambda x: torch.mm(x[0, 0], torch.ones(8, 2)),
+]
+LAYOUT: Functions = [
+    lambda x: x.view(2, -1), lambda x: x.reshape(8, -1, 4), lambda x: x.flatten(1, 2), lambda x: x.unflatten(1, (2, -1)),
+    lambda x: x[:, :1].squeeze(1), lambda x: x[:1, :, :1].squeeze(), lambda x: x.unsqueeze(-1).clone(),
+    lambda x: x.permute(0, 2, 3, 1), lambda x: x.transpose(1, -1).contiguous(), lambda x: torch.cat((x, x + 1), 1),
+    lambda x: torch.stack((x, -x), 2), lambda x: x[:, 1:-1, ::2], lambda x: x[..., 3], lambda x: x[1],
+    lambda x: torch.cat(x.split(3, 3)[::-1], 3), lambda x: x.split([1, 3], 1)[1], lambda x: torch.cat(x.chunk(2, 1)[::-1]),
+    lambda x: x.unbind(1)[2], lambda x: F.pad(x, (1, 2, 0, 3), value=0.5), lambda x: F.pad(x, (1, -2)),
+    lambda x: x.mean((2, 3)), lambda x: x.mean(), lambda x: x.sum(1, keepdim=True), lambda x: x.expand(2, 4, 6, 8),
+    lambda x: x[:, :1].expand(-1, 3, -1, -1), lambda x: F.interpolate(x, scale_factor=2),
+    lambda x: F.interpolate(x, size=(7, 5), mode="nearest"), lambda x: F.interpolate(x, size=(9, 9), mode="nearest-exact"),
+    lambda x: F.interpolate(x, scale_factor=1.5, mode="bilinear"), lambda x: F.pixel_shuffle(x, 2),
+    lambda x: F.interpolate(x, size=(11, 3), mode="bilinear", align_corners=True), lambda x: F.pixel_unshuffle(x, 2),
+    lambda x: F.channel_shuffle(x, 2), lambda x: F.dropout(x, training=False) + 0, lambda x: x.to(torch.float32) * 1,
+]
+POOLS: Functions = [
+    lambda x: F.max_pool2d(x, 3, 2, 1), lambda x: F.max_pool2d(x, 2, ceil_mode=True), lambda x: F.max_pool2d(x, (2, 3), 1),
+    lambda x: F.max_pool2d(x, 2, 1, dilation=2), lambda x: F.avg_pool2d(x, 3, 2, 1), lambda x: F.avg_pool2d(x, 2),
+    lambda x: F.avg_pool2d(x, 3, 2, 1, ceil_mode=True), lambda x: F.avg_pool2d(x, 3, 2, 1, count_include_pad=False),
+    lambda x: F.avg_pool2d(x, 5, 3, 2, ceil_mode=True, count_include_pad=False), lambda x: F.adaptive_avg_pool2d(x, 1),
+    lambda x: F.avg_pool2d(x, (3, 5), 3, (1, 0), ceil_mode=True), lambda x: F.adaptive_avg_pool2d(x, (3, 2)),
+    lambda x: F.adaptive_max_pool2d(x, (2, 4)), lambda x: F.adaptive_avg_pool2d(x, (1, 8)),
+]
+# Core aten takes these apart into comparisons and indexing, which are not in the operator table.
+BEYOND_CORE = [F.mish, F.softplus, *ACTIVATIONS[25:27], LAYOUT[27]]
+
+
+@pytest.mark.parametrize("core", [False, True])
+@pytest.mark.parametrize("functions", [ACTIVATIONS, ARITHMETIC, LAYOUT, POOLS],
+                         ids=["activations", "arithmetic", "layout", "pools"])
+def test_functions(functions: Functions, core: bool) -> None:
+    if core:
+        functions = [function for function in functions if function not in BEYOND_CORE]
+    check(Several(functions), IMAGE, core=core)
+
+
+class Layers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList([
+            nn.Conv2d(4, 6, 3), nn.Conv2d(4, 6, 3, 2, 1, bias=False), nn.Conv2d(4, 8, (3, 2), groups=2, dilation=(2, 1)),
+            nn.Conv2d(4, 4, 3, padding=1, groups=4), nn.Conv2d(4, 5, 4, padding="same"), nn.Conv2d(4, 5, 2, padding="valid")])
+        self.norms = nn.ModuleList([nn.BatchNorm2d(6), nn.BatchNorm2d(6, affine=False, eps=1e-2)])
+        self.linears = nn.ModuleList([nn.Linear(8, 3), nn.Linear(8, 5, bias=False)])
+        for norm in self.norms:
+            norm.running_mean.uniform_(-1, 1)
+            norm.running_var.uniform_(0.5, 2)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        convs = [conv(x) for conv in self.convs]
+        convs[:2] = [norm(y) for norm, y in zip(self.norms, convs[:2], strict=True)]
+        return (*convs, *(linear(x) for linear in self.linears), self.linears[0](x[:, 0, 0]))
+
+
+@pytest.mark.parametrize("core", [False, True])
+def test_layers(core: bool) -> None:
+    graph = check(Layers(), IMAGE, core=core)
+    named = {node.name for node in graph if node.op in ("Conv", "Linear")}
+    assert named >= {"convs.0", "convs.5", "linears.1"}
+    assert {node.path for node in graph if node.op == "BatchNorm"} == {"norms.0", "norms.1"}
+    assert {"convs.0.weight", "convs.0.bias", "linears.1.weight"} <= set(graph.constants)
+
+
+def test_example_kinds_and_modes() -> None:
+    """Arrays and tuples serve as examples; a module in training mode is imported in eval mode and put back."""
+    model = nn.Sequential(nn.Conv2d(4, 2, 1), nn.BatchNorm2d(2), nn.Dropout(0.5))
+    model.train()
+    model[1].eval()
+    graph = load_graph(model, (IMAGE.numpy(),))
+    assert [node.op for node in graph] == ["Conv", "BatchNorm"]
+    assert (model.training, model[1].training, model[2].training) == (True, False, True)
+
+
+def test_shared_module_has_unique_names() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.relu = nn.Conv2d(4, 4, 1), nn.ReLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.relu(self.conv(self.relu(self.conv(x)))) + 1
+
+    graph = check(Twice(), IMAGE)
+    assert [node.name for node in graph] == ["conv", "relu", "conv.1", "relu.1", "add"]
+    assert [name for name in graph.constants if "conv" in name] == ["conv.weight", "conv.bias"]
+
+
+def test_outputs_that_are_inputs_or_repeat() -> None:
+    graph = check(Several([lambda x: x, torch.relu, lambda x: x]), IMAGE)
+    assert graph.outputs == ["output0", "output1", "output2"]
+
+
+def test_unsupported_operators_are_all_listed() -> None:
+    class Strange(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Sequential(nn.Conv2d(4, 4, 1), nn.LPPool2d(2, 2))
+            self.up = nn.ConvTranspose2d(4, 2, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cumsum(self.up(torch.relu(self.inner(x))), 1)
+
+    with pytest.raises(UnsupportedOperatorError) as caught:
+        load_graph(Strange(), IMAGE)
+    text = str(caught.value)
+    assert "cumsum" in text and "conv_transpose2d" in text and "'up" in text and "inner.1" in text
+
+
+def test_bad_models() -> None:
+    with pytest.raises(ModelError, match="example"):
+        load_graph(nn.Conv2d(4, 4, 1))
+    with pytest.raises(ModelError, match="capture"):
+        load_graph(nn.Conv2d(5, 4, 1), IMAGE)
+    with pytest.raises(ModelError, match="floating point"):
+        load_graph(Several([lambda x: x + 1]), torch.ones(1, 2, dtype=torch.int64))
+    model = nn.Conv2d(4, 4, 1)
+    with torch.no_grad():
+        model.weight[0, 0] = float("nan")
+    with pytest.raises(ModelError, match="NaN.*weight"):
+        load_graph(model, IMAGE)
+    batch = torch.export.Dim("batch", min=2)
+    program = torch.export.export(nn.Conv2d(4, 4, 1), (IMAGE,), dynamic_shapes=({0: batch},))
+    with pytest.raises(DynamicShapeError):
+        load_graph(program)
+    training = torch.export.export(nn.BatchNorm2d(4).train(), (IMAGE,))
+    with pytest.raises(ModelError, match="eval"):
+        load_graph(training)
+
+
+def test_every_rule_is_known_to_torch() -> None:
+    """A row of the importer's table that no aten operator can reach is a typing mistake."""
+    assert [name for name in RULES if not hasattr(torch.ops.aten, name)] == []
+    assert np.isfinite(IMAGE.numpy()).all()
