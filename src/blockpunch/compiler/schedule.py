@@ -1,24 +1,28 @@
-"""Choosing how a layer runs: block height P, vectors per tile, pixels per chunk, by modelled cycles.
+"""Choosing how a convolution runs: block height P, vectors per tile, pixels per chunk, by modelled cycles.
 
-The model knows three bounds of one column of a tile of ``r`` filters x ``v`` vectors: the multiply-adds (two per cycle),
-the latency of one multiply-add, and the loads (v input vectors, mostly unaligned, and r broadcast weights). It was fitted
-to tiles measured on an AVX-512 core and only has to *order* the choices; nothing here looks at a sparsity threshold.
+One column of a tile of ``r`` filters x ``v`` vectors is bound by its multiply-adds (two per cycle), by the latency of one
+multiply-add, or by its loads: ``v`` input vectors and ``r`` broadcast weights. What an input vector costs depends on
+where the *slab* of a chunk lives, that is all input channels of the chunk's pixels, which every row block sweeps again;
+a smaller chunk has a smaller slab, but streams all the weights once more. The constants were fitted to layers measured
+inside running networks, on an AVX-512 core; they only have to *order* the choices. No sparsity threshold is involved.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from blockpunch.compiler.packing import Floats, row_orders, stored_columns
+from blockpunch.compiler.packing import Floats, Ints, row_orders, stored_columns
 from blockpunch.target import Target
 
 HEIGHTS = (1, 2, 4, 6, 8, 12, 16)
 _FMA_PER_CYCLE, _FMA_LATENCY = 2.0, 4.0
-_LOAD_CYCLES_512, _BROADCAST_CYCLES = 1.35, 0.5
+_BROADCAST_CYCLES = 0.5
 _TILE_CYCLES, _STORE_CYCLES = 14.0, 1.2
+_SPLIT_LINES = 1.35  # a vector of a shifted row lies on two cache lines more often than not
 
 
 @dataclass(frozen=True)
@@ -28,10 +32,9 @@ class Schedule:
     Attributes:
         height: P, filters per row block.
         vectors: pixel vectors per register tile.
-        chunk: pixel vectors that all row blocks sweep before the next chunk (keeps the input in the cache).
+        chunk: pixel vectors that all row blocks sweep before the next chunk.
         order: the filters in the order of the rows.
         cycles: modelled cycles of the layer.
-        dense_cycles: the same if every column were stored.
     """
 
     height: int
@@ -39,70 +42,97 @@ class Schedule:
     chunk: int
     order: npt.NDArray[np.intp]
     cycles: float
-    dense_cycles: float
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What the model knows of a layer besides its zeros.
+
+    Attributes:
+        vectors: pixel vectors of one output plane.
+        channels: input channels (phases count).
+        threads: threads that will share the layer.
+    """
+
+    vectors: int
+    channels: int
+    threads: int = 1
 
 
 def tile_vectors(target: Target, height: int) -> int:
-    """Most pixel vectors that a tile of ``height`` filters can have: accumulators, inputs and one weight in registers."""
+    """Most pixel vectors of a tile of ``height`` filters: accumulators, inputs and one weight are in registers."""
     if height == 1:
         return min(8, (target.registers - 1) // 2)
     return max((target.registers - 1) // (height + 1), 0)
 
 
-def column_cycles(target: Target, height: int, vectors: int) -> float:
-    """Modelled cycles of one column of a tile."""
-    load = _LOAD_CYCLES_512 * vectors * max(target.vector_floats / 16, 0.5)
-    return max(height * vectors / _FMA_PER_CYCLE, _FMA_LATENCY, load + _BROADCAST_CYCLES * height)
+def choose(weights: Floats, geometry: Geometry, target: Target) -> Schedule:
+    """The schedule of least modelled cycles for ``weights`` [filters, columns], zeros included."""
+    return min(options(weights, geometry, target), key=lambda s: s.cycles)
 
 
-def choose(weights: Floats, vectors: int, channel_bytes: int, target: Target, threads: int) -> Schedule:
-    """Pick the schedule of least modelled cycles.
+def dense_cycles(weights: Floats, geometry: Geometry, target: Target) -> float:
+    """Modelled cycles of the layer if it had no zeros."""
+    return min(s.cycles for s in options(np.ones_like(weights), geometry, target))
 
-    Args:
-        weights: [filters, columns], zeros included.
-        vectors: pixel vectors of one output plane.
-        channel_bytes: bytes that all input channels take per pixel.
-        target: the core.
-        threads: threads that will share the layer.
-    """
+
+def options(weights: Floats, geometry: Geometry, target: Target) -> Iterator[Schedule]:
+    """Every schedule worth comparing, with its modelled cycles; the plainest first among equals."""
     nonzero = weights != 0
-    chunk = _chunk(vectors, channel_bytes, target, threads, len(weights))
-    best: Schedule | None = None
-    dense = min(_cycles(np.full(1, nonzero.shape[1]) * np.ones(-(-len(weights) // h)), h, v, vectors, target)
-                for h, v in _tiles(target))
     for order in row_orders(weights):
         ordered = nonzero[order]
-        for height, tile in _tiles(target):
-            if height > len(weights) and height > 1:
+        for height in HEIGHTS:
+            tile = min(tile_vectors(target, height), geometry.vectors)
+            if tile == 0 or (height > len(weights) and height > 1):
                 continue
-            cycles = sum(_cycles(counts, p, tile, vectors, target) for p, counts in stored_columns(ordered, height))
-            if best is None or cycles < best.cycles * 0.995:
-                best = Schedule(height, tile, max(chunk, tile), order, cycles, dense)
-    assert best is not None
-    return best
+            segments = list(stored_columns(ordered, height))
+            for chunk in _chunks(tile, geometry):
+                yield Schedule(height, tile, chunk, order, _cycles(segments, tile, chunk, geometry, target))
 
 
-def _tiles(target: Target) -> list[tuple[int, int]]:
-    tiles = [(h, tile_vectors(target, h)) for h in HEIGHTS]
-    return [(h, v) for h, v in tiles if v > 0]
+def _chunks(tile: int, geometry: Geometry) -> list[int]:
+    """Chunks of one tile, of a few, of the whole plane; equal parts, so that no chunk is left with a stub."""
+    counts = {-(-geometry.vectors // (tile * n)) for n in (1, 4, 16)} | {1}
+    if geometry.threads > 1:
+        counts = {max(c, min(geometry.threads, geometry.vectors)) for c in counts}
+    return sorted({-(-geometry.vectors // c) for c in counts})
 
 
-def _cycles(counts: npt.NDArray[np.generic], height: int, tile: int, vectors: int, target: Target) -> float:
-    """Cycles of blocks with ``counts`` columns each over a plane of ``vectors``."""
-    tiles = -(-vectors // tile)
-    small, wide = divmod(vectors, tiles)
-    total = 0.0
-    for size, times in ((small + 1, wide), (small, tiles - wide)):
-        if times and size:
-            per_tile = _TILE_CYCLES + _STORE_CYCLES * height * size
-            total += times * (float(np.sum(counts)) * column_cycles(target, height, size) + len(counts) * per_tile)
+def _cycles(segments: list[tuple[int, Ints]], tile: int, chunk: int, geometry: Geometry, target: Target) -> float:
+    lines = geometry.channels * (chunk * target.vector_floats / 16 + 1)  # the slab, in cache lines of 64 bytes
+    load = _line_cycles(64 * lines, target) * max(target.vector_floats / 16, 0.5)
+    chunks = -(-geometry.vectors // chunk)
+    weight_bytes = sum(float(counts.sum()) * 4 * (height + 1) for height, counts in segments)
+    total = chunks * weight_bytes / _stream_bytes(weight_bytes + 64 * lines, target)
+    for height, counts in segments:
+        columns = float(counts.sum())
+        for size, times in _tile_sizes(geometry.vectors, chunk, tile):
+            per_column = max(height * size / _FMA_PER_CYCLE, _FMA_LATENCY, load * size + _BROADCAST_CYCLES * height)
+            total += times * (columns * per_column + len(counts) * (_TILE_CYCLES + _STORE_CYCLES * height * size))
     return total
 
 
-def _chunk(vectors: int, channel_bytes: int, target: Target, threads: int, filters: int) -> int:
-    """Vectors per chunk: the input of a chunk takes at most half of the second-level cache, and threads get equal parts."""
-    fit = max(int(target.l2_bytes / 2 / max(channel_bytes * target.vector_floats, 1)), 8)
-    chunks = max(-(-vectors // fit), 1)
-    if threads > 1 and filters < 32 * threads:
-        chunks = max(chunks, min(threads, vectors))
-    return -(-vectors // chunks)
+def _tile_sizes(vectors: int, chunk: int, tile: int) -> list[tuple[int, int]]:
+    """(vectors, how many tiles) over the plane, as the kernel splits its chunks."""
+    sizes: dict[int, int] = {}
+    for length, times in ((chunk, vectors // chunk), (vectors % chunk, 1)):
+        if length and times:
+            tiles = -(-length // tile)
+            small, wide = divmod(length, tiles)
+            sizes[small + 1] = sizes.get(small + 1, 0) + times * wide
+            sizes[small] = sizes.get(small, 0) + times * (tiles - wide)
+    return [(size, times) for size, times in sizes.items() if size and times]
+
+
+def _line_cycles(slab_bytes: float, target: Target) -> float:
+    """Cycles to load one input vector, by where the slab lives."""
+    if slab_bytes <= 0.75 * target.l1_bytes:
+        return 1.0 * _SPLIT_LINES
+    if slab_bytes <= 0.25 * target.l2_bytes:
+        return 1.2 * _SPLIT_LINES
+    return (1.8 if slab_bytes <= 0.75 * target.l2_bytes else 2.4) * _SPLIT_LINES
+
+
+def _stream_bytes(working_set: float, target: Target) -> float:
+    """Bytes of weights per cycle when they are streamed once more."""
+    return 48.0 if working_set <= 0.75 * target.l2_bytes else 24.0

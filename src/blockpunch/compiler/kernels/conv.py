@@ -49,13 +49,14 @@ class Conv(Kernel):
         assert x.plane and y.plane
         weights = ctx.graph.constants[node.inputs[1]]
         matrix = as_matrix(weights, node.attrs["groups"])
-        pixels = ctx.graph.shape(node.outputs[0])
-        vectors = flat_vectors([x.plane, y.plane], pixels[2], ctx.target.vector_floats)
-        chosen = schedule.choose(matrix, vectors, 4 * x.shape[1], ctx.target, ctx.threads)
+        vectors = flat_vectors([x.plane, y.plane], y.shape[2], ctx.target.vector_floats)
+        geometry = schedule.Geometry(vectors, x.shape[1], ctx.threads)
+        chosen = schedule.choose(matrix, geometry, ctx.target)
+        gain = schedule.dense_cycles(matrix, geometry, ctx.target) / chosen.cycles
         segments = pack(matrix, chosen.order, chosen.height)
         offsets = column_offsets(node, x, weights.shape[1] * node.attrs["groups"])
         emitted = [_segment(node, s, chosen, offsets, vectors, x, y, ctx) for s in segments]
-        return Step(info=_info(node, ctx, matrix, segments, chosen, pixels), units=sum(u for u, _, _ in emitted),
+        return Step(info=_info(node, ctx, matrix, segments, chosen, gain), units=sum(u for u, _, _ in emitted),
                     body=in_sequence([(u, body) for u, body, _ in emitted]),
                     reads=tuple(ctx.view(n).root for n in (node.inputs[0], *operands(node))), writes=(y.root,),
                     helpers={"conv_layer": render("conv_layer.c.j2"), **{k: t for _, _, h in emitted
@@ -134,7 +135,8 @@ def _segment(node: Node, segment: Segment, chosen: schedule.Schedule, offsets: I
 
 
 def _info(node: Node, ctx: Context, matrix: Floats, segments: list[Segment], chosen: schedule.Schedule,
-          shape: tuple[int, ...]) -> StepInfo:
+          gain: float) -> StepInfo:
+    shape = ctx.graph.shape(node.outputs[0])
     pixels = shape[0] * shape[2] * shape[3]
     kept, stored = int(np.count_nonzero(matrix)), sum(s.panel.size for s in segments)
     weights = ctx.graph.constants[node.inputs[1]].size
@@ -142,13 +144,12 @@ def _info(node: Node, ctx: Context, matrix: Floats, segments: list[Segment], cho
     return StepInfo(node.name, "conv", node.path, macs=weights * pixels, kept_macs=kept * pixels,
                     weight_bytes=sum(s.panel.nbytes + s.columns.nbytes for s in segments),
                     packing=f"{chosen.height} filters x {chosen.vectors} vectors, {share}",
-                    reason=_reason(kept, stored, weights, chosen))
+                    reason=_reason(kept, stored, weights, gain))
 
 
-def _reason(kept: int, stored: int, weights: int, chosen: schedule.Schedule) -> str:
+def _reason(kept: int, stored: int, weights: int, gain: float) -> str:
     if kept == weights:
         return "dense: no zeros in the weights"
     if stored >= weights:
         return f"dense: leaving {weights - kept} zeros out would not be faster with this pattern"
-    gain = chosen.dense_cycles / chosen.cycles
     return f"{gain:.1f}x fewer modelled cycles than dense; {stored - kept} zeros stored to fill blocks"
