@@ -28,5 +28,5 @@ def options(
 
 
 for verb in (measuring.doctor, building.inspect, pruning.prune, building.compile_, building.run, measuring.bench,
-             building.extract):
+             pruning.optimize, pruning.report, building.extract):
     app.command(verb.__name__.rstrip("_"))(guarded(verb))

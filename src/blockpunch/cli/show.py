@@ -10,10 +10,12 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from blockpunch.atomic import write_atomic
+from blockpunch.optimize import Event
 
 _WIDE = 400  # a pipe has no width: long rows must not be folded or cut there
 
@@ -86,6 +88,40 @@ def _cell(value: object, decimals: int) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}".replace(",", " ")
     return str(value)
+
+
+class Watching:
+    """Shows a job's events on standard error: lines, and a bar that moves on a terminal for stages with a length."""
+
+    def __init__(self) -> None:
+        self._out = console(error=True)
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Watching:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end_bar()
+
+    def __call__(self, event: Event) -> None:
+        """Show one event."""
+        if not event.total:
+            self._end_bar()
+            self._out.print(Text(event.text), style="dim")
+        elif self._out.is_terminal:
+            if self._bar is None:
+                self._bar = Progress(TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(),
+                                     console=self._out, transient=True)
+                self._bar.start()
+                self._task = self._bar.add_task(event.text, total=event.total)
+            assert self._task is not None
+            self._bar.update(self._task, completed=event.done, description=event.text)
+
+    def _end_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = self._task = None
 
 
 def write_json(data: Any, where: str) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from blockpunch.measure.quality import Comparison
+
 
 @dataclass(frozen=True)
 class LayerFacts:
@@ -40,23 +42,6 @@ class EngineTime:
     spread: float
     max_rel_error: float | None
     version: str
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What pruning cost, on images that no stage has trained on.
-
-    With labels ``dense`` and ``pruned`` are top-1 accuracies (0..1). Without, ``dense`` is None and ``pruned`` is the
-    share of images on which both networks give the same first answer, which is not an accuracy.
-    """
-
-    images: int
-    source: str
-    dense: float | None
-    pruned: float
-    agreement: float
-    only_dense_right: int = 0
-    only_pruned_right: int = 0
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,121 @@
+"""Where a network comes from: an ONNX file or a torch module; how it is read, and how weights are written back."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from blockpunch.atomic import atomic_path
+from blockpunch.errors import MissingExtraError, ModelError
+from blockpunch.graph import load_graph
+from blockpunch.graph.ir import Array, Graph
+from blockpunch.optimize.workfolder import fingerprint
+
+
+class Source(Protocol):
+    """A trained network. ``graph`` is as imported, before passes; ``key`` changes when the network does."""
+
+    name: str
+    graph: Graph
+    key: str
+
+    def dense_onnx(self, folder: Path) -> Path:
+        """The dense network as an ONNX file, written into ``folder`` if it does not come as one."""
+        ...
+
+    def write(self, constants: Mapping[str, Array], path: Path) -> None:
+        """Write the network as ONNX with new values for some constants of ``graph``."""
+        ...
+
+
+class OnnxSource:
+    """A network in an ONNX file."""
+
+    def __init__(self, path: Path, shape: Mapping[str, tuple[int, ...]] | None = None) -> None:
+        self.path, self.name = path, path.stem
+        self.graph = load_graph(path, shape=shape)
+        self.key = fingerprint(path, {name: list(self.graph.shape(name)) for name in self.graph.inputs})
+
+    def dense_onnx(self, folder: Path) -> Path:
+        """The file itself."""
+        return self.path
+
+    def write(self, constants: Mapping[str, Array], path: Path) -> None:
+        """The file with other initializers.
+
+        Raises:
+            ModelError: a constant that is no initializer of the file.
+        """
+        import onnx
+        from onnx import numpy_helper
+
+        model = onnx.load(str(self.path))
+        stored = {tensor.name: tensor for tensor in model.graph.initializer}
+        for name, value in constants.items():
+            tensor = stored.get(name)
+            if tensor is None:
+                raise ModelError(f"the weight '{name}' is computed in the file, not stored", where=str(self.path),
+                                 fix="simplify the model first, or prune without recovery")
+            before = numpy_helper.to_array(tensor)
+            if before.shape != value.shape:  # linear layers of the file may be stored input by output
+                value = np.ascontiguousarray(value.T).reshape(before.shape)
+            tensor.CopyFrom(numpy_helper.from_array(value.astype(before.dtype), name))
+        with atomic_path(path) as temporary:
+            onnx.save(model, str(temporary))
+
+
+class ModuleSource:
+    """A ``torch.nn.Module`` with an example input; read through ``torch.export``."""
+
+    def __init__(self, module: Any, example: Any, name: str) -> None:
+        self.module, self.example, self.name = module.eval(), example, name
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch.export warns of its own deprecated parts
+            self.graph = load_graph(module, example)
+        digests = {key: [list(value.shape), float(value.double().sum()), float(value.double().abs().sum())]
+                   for key, value in module.state_dict().items()}
+        self.key = fingerprint(name, digests, {key: list(self.graph.shape(key)) for key in self.graph.inputs})
+
+    def dense_onnx(self, folder: Path) -> Path:
+        """``dense.onnx``, written when it is not there yet."""
+        path = folder / "dense.onnx"
+        if not path.is_file():
+            self._export(self.module, path)
+        return path
+
+    def write(self, constants: Mapping[str, Array], path: Path) -> None:
+        """A copy of the module with the new weights, exported; the weights beside it as ``.safetensors``.
+
+        Raises:
+            ModelError: a constant that is no parameter of the module.
+        """
+        import torch
+
+        module = copy.deepcopy(self.module)
+        state = module.state_dict()
+        unknown = [name for name in constants if name not in state]
+        if unknown:
+            raise ModelError(f"'{unknown[0]}' is no parameter of the module", where=self.name)
+        for name, value in constants.items():
+            state[name].copy_(torch.from_numpy(np.array(value)).reshape(state[name].shape))
+        self._export(module, path)
+        try:
+            from safetensors.torch import save_file
+        except ImportError:
+            raise MissingExtraError("safetensors", "train", "writing the trained weights") from None
+        with atomic_path(path.with_suffix(".safetensors")) as temporary:
+            save_file({name: value.contiguous() for name, value in state.items()}, str(temporary))
+
+    def _export(self, module: Any, path: Path) -> None:
+        """The exporter that needs no package but torch and onnx; it is announced to end one day, hence the filter."""
+        import torch
+
+        with warnings.catch_warnings(), atomic_path(path) as temporary:
+            warnings.simplefilter("ignore")
+            torch.onnx.export(module, self.example if isinstance(self.example, tuple) else (self.example,),
+                              str(temporary), dynamo=False, input_names=list(self.graph.inputs))
