@@ -246,7 +246,7 @@ def _read_manifest(archive: zipfile.ZipFile, file: Path) -> tuple[Manifest, dict
 
 def _read_members(archive: zipfile.ZipFile, file: Path, manifest: Manifest, hashes: dict[str, str]) -> Artifact:
     present = set(archive.namelist())
-    if missing := [name for name in (WEIGHTS, *hashes) if name not in present]:
+    if missing := [name for name in dict.fromkeys((WEIGHTS, *hashes)) if name not in present]:
         raise ArtifactError(f"truncated: it lacks {', '.join(missing)}", where=str(file), fix=_BROKEN_FIX)
     weights = _map_member(archive, file, WEIGHTS)
     data: dict[str, Any] = {name: weights if name == WEIGHTS else archive.read(name) for name in hashes}

@@ -25,32 +25,39 @@ _FIXES = {
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary path in the same folder, moved to ``path`` when the block ends, removed when it fails.
 
-    An interrupt (Ctrl-C) leaves the old file, if any, as it was.
+    An interrupt (Ctrl-C) leaves the old file, if any, as it was. Devices and pipes are written to directly.
 
     Raises:
         OutputError: no permission, disk full, or no such folder.
     """
-    final = Path(path)
-    temporary = final.with_name(f".{final.name}.{secrets.token_hex(4)}.part")
+    final = Path(os.path.realpath(path))  # a link stays, what it points to is replaced
+    if final.exists() and not final.is_file() and not final.is_dir():
+        temporary = final
+    else:
+        temporary = final.with_name(f".{final.name}.{secrets.token_hex(4)}.part")
     try:
         # Checked first: a write of minutes must not end in "is a directory".
         if final.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(final)
+        if temporary != final:
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(final)
     except OSError as error:
-        raise output_error(error, final) from error
+        if error.filename not in (None, str(temporary), str(final)):
+            raise  # of another file that the block worked with
+        raise output_error(error, path) from error
     finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+        if temporary != final:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
 
 
 @contextmanager
 def atomic_open(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """Like :func:`atomic_path`, with the temporary file opened for binary writing (and reading back)."""
-    with atomic_path(path) as temporary, temporary.open("x+b") as file:
+    """Like :func:`atomic_path`, with the temporary file opened for binary writing."""
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
         yield file
 
 

@@ -28,6 +28,8 @@ class Session:
     call works in its own memory, and the session's threads serve one call at a time (the others run on their own).
     After ``os.fork()`` the child gets threads of its own.
 
+    An artifact holds machine code, which runs with all the rights of this process: open only those that you trust.
+
     Args:
         source: a ``.bp`` file or an :class:`Artifact`.
         threads: how many threads one run uses, the caller's included.
