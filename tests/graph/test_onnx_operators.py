@@ -54,7 +54,8 @@ def test_any_conv(data: st.DataObject) -> None:
     groups, kernel = data.draw(st.integers(1, 3)), data.draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
     dilation, stride = (data.draw(st.tuples(st.integers(1, 3), st.integers(1, 3))) for _ in range(2))
     pads = data.draw(st.lists(st.integers(0, 3), min_size=4, max_size=4))
-    size = [data.draw(st.integers(max(1, dilation[i] * (kernel[i] - 1) + 1 - pads[i] - pads[i + 2]), 12)) for i in (0, 1)]
+    least = [max(1, dilation[i] * (kernel[i] - 1) + 1 - pads[i] - pads[i + 2]) for i in (0, 1)]
+    size = [data.draw(st.integers(smallest, 12)) for smallest in least]
     inputs, filters = (groups * data.draw(st.integers(1, 3)) for _ in range(2))
     check_node("Conv", shapes=[(data.draw(st.integers(1, 2)), inputs, *size)],
                constants=[rand(filters, inputs // groups, *kernel), rand(filters)], group=groups, strides=stride,
@@ -111,7 +112,8 @@ def test_batch_norm() -> None:
     ({}, (6, 4), (4,)),
 ])
 def test_gemm(attrs: dict[str, Any], weight: tuple[int, ...], bias: tuple[int, ...] | None, opset: int) -> None:
-    check_node("Gemm", shapes=[(4, 6)], constants=[rand(*weight)] + ([rand(*bias)] if bias else []), opset=opset, **attrs)
+    constants = [rand(*weight)] + ([rand(*bias)] if bias else [])
+    check_node("Gemm", shapes=[(4, 6)], constants=constants, opset=opset, **attrs)
 
 
 def test_gemm_of_transposed_input() -> None:
@@ -265,8 +267,8 @@ def test_resize(target: tuple[float, float], coordinates: str, opset: int) -> No
     empty = floats() if opset == 11 else None
     for mode, rounding in (("linear", "floor"), ("nearest", "floor"), ("nearest", "ceil"),
                            ("nearest", "round_prefer_floor"), ("nearest", "round_prefer_ceil")):
-        check_node("Resize", shapes=[shape], constants=[empty, *constants], opset=opset, mode=mode, nearest_mode=rounding,
-                   coordinate_transformation_mode=coordinates)
+        check_node("Resize", shapes=[shape], constants=[empty, *constants], opset=opset, mode=mode,
+                   nearest_mode=rounding, coordinate_transformation_mode=coordinates)
 
 
 def test_resize_of_some_axes() -> None:
@@ -287,7 +289,8 @@ def test_expand() -> None:
 def test_shape_arithmetic_is_folded() -> None:
     """The chain that exporters write for a flatten: Shape, Gather, Unsqueeze, Concat, Reshape."""
     nodes = [helper.make_node("Shape", ["x"], ["s"]), helper.make_node("Gather", ["s", "zero"], ["n"]),
-             helper.make_node("Unsqueeze", ["n", "axes"], ["n1"]), helper.make_node("Concat", ["n1", "rest"], ["t"], axis=0),
+             helper.make_node("Unsqueeze", ["n", "axes"], ["n1"]),
+             helper.make_node("Concat", ["n1", "rest"], ["t"], axis=0),
              helper.make_node("Reshape", ["x", "t"], ["r"]), helper.make_node("Relu", ["r"], ["y"])]
     constants = {"zero": np.array(0), "axes": ints(0), "rest": ints(-1)}
     graph, _ = check_model(model_of(nodes, {"x": (2, 3, 4)}, ["y"], constants))
