@@ -1,7 +1,10 @@
 """A graph as a torch module, so that a network that came as an ONNX file can be trained.
 
 Convolutions and linear layers become real ``nn.Conv2d`` and ``nn.Linear`` modules under their layers' names, which is
-what pruners and optimisers look for; everything else is computed by functions. Batch-norm keeps its statistics.
+what pruners and optimisers look for; everything else is computed by functions. The graph is the one that was imported,
+before any pass: then every trained value belongs to one constant of the file, and goes back there
+(:func:`blockpunch.pruning.onnx_recover.write_onnx`). Where the file still has batch-norms they train as usual: on the
+statistics of the batch, which the running ones follow.
 """
 
 from __future__ import annotations
@@ -50,7 +53,9 @@ class GraphModule(nn.Module):  # type: ignore[misc]
                 self._add_layer(node)
             elif node.op == "BatchNorm":
                 self._add_norm(node)
-        self._fixed = {name: torch.from_numpy(np.array(value)) for name, value in graph.constants.items()}
+        self._fixed = {name: torch.from_numpy(np.array(value)) for name, value in graph.constants.items()
+                       if name not in self._homes}
+        self._forget = _last_uses(graph)
 
     def _add_layer(self, node: Node) -> None:
         weight = self.graph.constants[node.inputs[1]]
@@ -62,23 +67,26 @@ class GraphModule(nn.Module):  # type: ignore[misc]
                               dilation=node.attrs["dilation"], groups=groups, bias=bias is not None)
         else:
             layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
-        layer.weight.data = torch.from_numpy(np.array(weight))
         self._place(node.name, layer)
-        self._homes[node.inputs[1]] = (node.name, "weight")
+        layer.weight = self._parameter(node, node.inputs[1], "weight")
         if bias is not None:
-            layer.bias.data = torch.from_numpy(np.array(self.graph.constants[bias]))
-            self._homes[bias] = (node.name, "bias")
+            layer.bias = self._parameter(node, bias, "bias")
+
+    def _parameter(self, node: Node, constant: str, field: str) -> Any:
+        """A constant as a parameter: the same one for all nodes that share it."""
+        path, known = self._homes.setdefault(constant, (node.name, field))
+        if path == node.name:
+            return nn.Parameter(torch.from_numpy(np.array(self.graph.constants[constant])))
+        return getattr(self.get_submodule(path), known)
 
     def _add_norm(self, node: Node) -> None:
-        scale, shift, mean, variance = (np.array(self.graph.constants[name]) for name in node.inputs[1:])
         layer = nn.Module()
-        layer.weight = nn.Parameter(torch.from_numpy(scale))
-        layer.bias = nn.Parameter(torch.from_numpy(shift))
-        layer.register_buffer("mean", torch.from_numpy(mean))
-        layer.register_buffer("variance", torch.from_numpy(variance))
         self._place(node.name, layer)
-        self._homes[node.inputs[1]] = (node.name, "weight")
-        self._homes[node.inputs[2]] = (node.name, "bias")
+        layer.weight = self._parameter(node, node.inputs[1], "weight")
+        layer.bias = self._parameter(node, node.inputs[2], "bias")
+        for name, field in zip(node.inputs[3:], ("mean", "variance"), strict=True):
+            layer.register_buffer(field, torch.from_numpy(np.array(self.graph.constants[name])))
+            self._homes.setdefault(name, (node.name, field))
 
     def _place(self, name: str, layer: Any) -> None:
         """Put a module at the dotted path ``name``, so that ``named_modules`` calls it so."""
@@ -98,8 +106,10 @@ class GraphModule(nn.Module):  # type: ignore[misc]
         values: dict[str, Any] = dict(zip(self.graph.inputs, inputs, strict=True))
         sizes = self.graph.shape(self.graph.inputs[0])[0], inputs[0].shape[0]
         for node in self.graph.nodes:
-            arguments = [values[name] if name in values else self._fixed[name] for name in node.inputs]
+            arguments = [values[name] if name in values else self._fixed.get(name) for name in node.inputs]
             values[node.outputs[0]] = self._compute(node, arguments, sizes)
+            for name in self._forget[node.name]:
+                del values[name]
         outputs = tuple(values[name] for name in self.graph.outputs)
         return outputs[0] if len(outputs) == 1 else outputs
 
@@ -114,7 +124,7 @@ class GraphModule(nn.Module):  # type: ignore[misc]
         if node.op == "BatchNorm":
             layer = self.get_submodule(node.name)
             return functional.batch_norm(arguments[0], layer.mean, layer.variance, layer.weight, layer.bias,
-                                         eps=node.attrs["eps"])
+                                         self.training, eps=node.attrs["eps"])
         if node.op == "Reshape":
             shape = node.attrs["shape"]
             batched = shape and shape[0] == sizes[0]
@@ -122,7 +132,7 @@ class GraphModule(nn.Module):  # type: ignore[misc]
         return _FUNCTIONS[node.op](node.attrs, *arguments)
 
     def constants(self) -> dict[str, Array]:
-        """Constant name -> trained value, for every weight, bias, and batch-norm scale and shift."""
+        """Constant name -> trained value, for every weight, bias, and batch-norm's scale, shift and statistics."""
         return {name: getattr(self.get_submodule(path), field).detach().numpy().copy()
                 for name, (path, field) in self._homes.items()}
 
@@ -131,6 +141,17 @@ class GraphModule(nn.Module):  # type: ignore[misc]
         graph = self.graph.copy()
         graph.constants.update(self.constants())
         return graph
+
+
+def _last_uses(graph: Graph) -> dict[str, list[str]]:
+    """Node name -> the values that nothing needs after it."""
+    last = {name: node.name for node in graph.nodes for name in node.inputs if name in graph.values}
+    last.update((name, "") for name in graph.outputs)
+    forget: dict[str, list[str]] = {node.name: [] for node in graph.nodes}
+    for name, node in last.items():
+        if node:
+            forget[node].append(name)
+    return forget
 
 
 def _max_pool(attrs: dict[str, Any], x: Any) -> Any:
@@ -151,7 +172,8 @@ def _average_pool(attrs: dict[str, Any], x: Any) -> Any:
 
 def _slice(attrs: dict[str, Any], x: Any) -> Any:
     for start, stop, axis, step in zip(*(attrs[key] for key in ("starts", "stops", "axes", "steps")), strict=True):
-        x = x.index_select(axis, torch.tensor(range(start, stop, step)))
+        x = (x[(slice(None),) * axis + (slice(start, stop, step),)] if step > 0
+             else x.index_select(axis, torch.tensor(range(start, stop, step))))
     return x
 
 
