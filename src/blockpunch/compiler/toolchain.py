@@ -261,8 +261,8 @@ def _run_all(commands: Sequence[Sequence[str]], folder: Path) -> list[tuple[int,
         return process.returncode, f"$ {shlex.join(command)}\n{text}"
 
     with ThreadPoolExecutor(max(1, min(len(commands), host_cores()))) as pool:
-        waiting = [pool.submit(run, command) for command in commands]
         try:
+            waiting = [pool.submit(run, command) for command in commands]
             return [future.result() for future in waiting]
         except BaseException:
             stopped.set()
