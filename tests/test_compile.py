@@ -174,3 +174,14 @@ except blockpunch.MissingExtraError as error:
     done = subprocess.run([sys.executable, "-c", code, model], capture_output=True, text=True)
     assert "pip install 'blockpunch[" in done.stdout, done.stderr
     assert issubclass(MissingExtraError, blockpunch.BlockpunchError)
+
+
+def test_with_ziglang_alone(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine without a compiler of its own: the pip package builds everything, threads included."""
+    pytest.importorskip("ziglang")
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    artifact = blockpunch.compile(model)
+    assert artifact.manifest.compiler.startswith("zig cc")
+    with blockpunch.Session(artifact, threads=2) as session:
+        agree(session.run(inputs())["scores"], model, inputs())
