@@ -57,8 +57,9 @@ class Recovery:
 
 def fine_tune(pruner: Pruner, loader: Iterable[Any], *, recipe: Recipe | None = None, loss: Loss | None = None,
               teacher: nn.Module | None = None, teacher_weight: float = 0.9, features: Sequence[str] = (),
-              validate: Callable[[nn.Module], float] | None = None, checkpoint: str | Path | None = None,
-              checkpoint_seconds: float = 60.0, progress: Callable[[Status], None] | None = None) -> Recovery:
+              feature_weight: float = 1.0, validate: Callable[[nn.Module], float] | None = None,
+              checkpoint: str | Path | None = None, checkpoint_seconds: float = 60.0,
+              progress: Callable[[Status], None] | None = None) -> Recovery:
     """Train with labels while the masks hold.
 
     Args:
@@ -69,6 +70,7 @@ def fine_tune(pruner: Pruner, loader: Iterable[Any], *, recipe: Recipe | None = 
         teacher: the dense network, to learn from its outputs as well.
         teacher_weight: share of the teacher's loss; the rest is the labels'.
         features: module paths whose outputs are compared with the teacher's too.
+        feature_weight: of that comparison.
         validate: called with the model (in eval mode) after each epoch; its result is reported.
         checkpoint: file to go on from if it is there, and to write to.
         checkpoint_seconds: least time between two writes.
@@ -80,7 +82,7 @@ def fine_tune(pruner: Pruner, loader: Iterable[Any], *, recipe: Recipe | None = 
     """
     labels = Labels(loss)
     objective: Objective = labels if teacher is None else Distillation(
-        teacher, labels=labels.loss, weight=teacher_weight, features=features)
+        teacher, labels=labels.loss, weight=teacher_weight, features=features, feature_weight=feature_weight)
     return _Run(pruner, loader, recipe or Recipe(), objective, checkpoint, checkpoint_seconds, progress, validate).go()
 
 
