@@ -1,8 +1,8 @@
 """What the compiler's tests share: graphs built case by case, and generated C run in memory that gives mistakes away.
 
 A :class:`Bundle` collects many small cases as the outputs of one graph, since one C compilation serves them all.
-:class:`Native` runs ``model.c`` with scratch memory full of NaN, guards around every array, weights that must not change,
-and any split of the work.
+:class:`Native` runs ``model.c`` with scratch memory full of NaN, guards around every array, weights that must not
+change, and any split of the work.
 """
 
 from __future__ import annotations
@@ -109,10 +109,10 @@ def fused(op: str, operand: int | None = None, **attrs: Any) -> FusedOp:
 class Native:
     """A compiled program in this process, without the runtime."""
 
-    def __init__(self, program: Program, target: Target) -> None:
+    def __init__(self, program: Program, target: Target, flags: Sequence[str] = ()) -> None:
         self.program = program
         sources = {**program.source, **toolchain.model_header(), "driver.c": DRIVER}
-        data = toolchain.find_compiler(target).build_shared(sources, target)
+        data = toolchain.find_compiler(target).build_shared(sources, target, flags=flags)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "net.so"
             path.write_bytes(data)
@@ -163,13 +163,18 @@ def differences(graph: Graph, found: Sequence[np.ndarray], expected: Sequence[np
     result = {}
     for name, a, b in zip(graph.outputs, found, expected, strict=True):
         assert a.shape == b.shape
-        difference = np.abs(a.astype(np.float64) - b).max() / max(float(np.abs(b).max()), 1e-30)
+        finite = np.isfinite(b)
+        if not np.array_equal(a[~finite], b[~finite], equal_nan=True):
+            result[name] = float("inf")
+            continue
+        a, b = a[finite].astype(np.float64), b[finite]
+        difference = np.abs(a - b).max(initial=0.0) / max(float(np.abs(b).max(initial=0.0)), 1e-30)
         result[name] = float(difference) if np.isfinite(difference) else float("inf")
     return result
 
 
 def check(bundle: Bundle, target: Target | str, *, ranges: Sequence[int] = (1, 2, 3), tolerance: float = 1e-5,
-          threads_hint: int = 1, seed: int = 1) -> Program:
+          threads_hint: int = 1, seed: int = 1, flags: Sequence[str] = ()) -> Program:
     """Compile ``bundle`` for ``target``, run it with every split of the work, and compare all cases with the oracle."""
     verify(bundle.graph)
     target = Target.named(target) if isinstance(target, str) else target
@@ -177,7 +182,7 @@ def check(bundle: Bundle, target: Target | str, *, ranges: Sequence[int] = (1, 2
     oracle = interpreter.run(bundle.graph, inputs)
     expected = [oracle[name] for name in bundle.graph.outputs]
     program = compile_graph(bundle.graph, target, threads_hint=threads_hint)
-    native = Native(program, target)
+    native = Native(program, target, flags)
     for count in ranges:
         wrong = {name: error for name, error in
                  differences(bundle.graph, native.run(inputs, count), expected).items() if error > tolerance}
