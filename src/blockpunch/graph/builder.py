@@ -29,9 +29,13 @@ class Unsupported(Exception):
 
 
 class GraphBuilder:
-    """A graph under construction; ``emit`` appends a node, infers its shape and returns the name of its value."""
+    """A graph under construction; ``emit`` appends a node, infers its shape and returns the name of its value.
 
-    def __init__(self, name: str) -> None:
+    Names in ``reserved`` (those of the graph's outputs) are given to no value on the way.
+    """
+
+    def __init__(self, name: str, reserved: Iterable[str] = ()) -> None:
+        self._reserved = frozenset(reserved)
         self.graph = Graph(name, [], [], [], {}, {})
         self._names: set[str] = set()  # of nodes
         self.scope, self.path = "", ""  # name and path for the nodes that are emitted next
@@ -51,11 +55,12 @@ class GraphBuilder:
         names = tuple(self._constant(item) if isinstance(item, Const) else item for item in inputs)
         name = self._unique(self.scope or op.lower(), self._names)
         self._names.add(name)
-        node = Node(name, op, names, (self._unique(name, self.graph.values, self.graph.constants),), attrs, self.path)
+        value = self._unique(name, self.graph.values, self.graph.constants, self._reserved)
+        node = Node(name, op, names, (value,), attrs, self.path)
         shape = OPERATORS[op].infer(node, [self.graph.shape(item) for item in names])[0]
         self.graph.nodes.append(node)
-        self.graph.values[node.outputs[0]] = Value(node.outputs[0], shape)
-        return node.outputs[0]
+        self.graph.values[value] = Value(value, shape)
+        return value
 
     def rename(self, old: str, new: str) -> bool:
         """Call the value of a node ``new``; False if that name is taken or ``old`` is an input of the graph."""
@@ -77,16 +82,19 @@ class GraphBuilder:
         Raises:
             ModelError: an output does not depend on any input.
         """
+        renamed: dict[str, str] = {}
         for name, tensor in outputs:
             if isinstance(tensor, Const):
                 raise ModelError("is a constant: it does not depend on any input", where=f"output '{name}'",
                                  fix="remove this output from the model")
-            taken = tensor in self.graph.outputs or tensor in self.graph.inputs
-            if tensor != name and (taken or not self.rename(tensor, name)):  # an alias: give it a tensor of its own
+            tensor = renamed.get(tensor, tensor)
+            if tensor in self.graph.outputs or tensor in self.graph.inputs:  # an alias: give it a tensor of its own
                 self.scope = self.path = name
                 tensor = self.emit("Reshape", [tensor], shape=self.shape(tensor))
-                name = name if tensor == name or self.rename(tensor, name) else tensor
-            self.graph.outputs.append(name)
+            if tensor != name and self.rename(tensor, name):
+                renamed[tensor] = name
+                tensor = name
+            self.graph.outputs.append(tensor)
         return self.graph
 
     def _constant(self, tensor: Const) -> str:

@@ -22,7 +22,7 @@ from blockpunch.graph.verify import verify
 
 try:
     import onnx
-    from onnx import numpy_helper
+    from onnx import inliner, numpy_helper
     from onnx.reference import ReferenceEvaluator
 except ImportError as error:  # running a compiled network does not need onnx, reading a model does
     raise MissingExtraError("onnx", "compile", "Reading an ONNX model") from error
@@ -48,7 +48,7 @@ def from_onnx(model: str | Path | onnx.ModelProto, *, shape: Shapes | None = Non
     """
     proto, where = _load(model)
     if proto.functions:
-        proto = onnx.inliner.inline_local_functions(proto)
+        proto = inliner.inline_local_functions(proto)
     graph = _Importer(proto, where, dict(shape or {})).run()
     check_finite(graph)
     try:
@@ -87,7 +87,7 @@ class _Importer:
     def __init__(self, proto: onnx.ModelProto, where: str, shapes: dict[str, tuple[int, ...]]) -> None:
         self.proto, self.where, self.shapes = proto, where, shapes
         self.opset = next((item.version for item in proto.opset_import if item.domain in ("", "ai.onnx")), 1)
-        self.builder = GraphBuilder(proto.graph.name or "model")
+        self.builder = GraphBuilder(proto.graph.name or "model", (item.name for item in proto.graph.output))
         self.tensors: dict[str, Tensor | None] = {"": None}
         self.broken: set[str] = set()  # outputs of nodes that could not be imported
         self.refused: list[str] = []
@@ -162,6 +162,7 @@ class _Importer:
                 self.refused.append(f"{node.op_type} '{label}'")
             self.broken.update(node.output)
             return
+        known = set(self.builder.graph.values)
         try:
             results = self._translate(node)
         except Unsupported as reason:
@@ -173,7 +174,7 @@ class _Importer:
                              fix="the shapes in the model disagree; if --shape was given, the model may be tied to "
                                  "another size") from error
         for name, tensor in zip(node.output, results, strict=False):
-            if isinstance(tensor, str) and self.builder.rename(tensor, name):
+            if isinstance(tensor, str) and tensor not in known and self.builder.rename(tensor, name):
                 tensor = name
             self.tensors[name] = tensor
 

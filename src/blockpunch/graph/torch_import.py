@@ -24,6 +24,7 @@ from blockpunch.graph.verify import verify
 try:
     import torch
     from torch import fx
+    from torch.export.graph_signature import OutputKind
 except ImportError as error:
     raise MissingExtraError("torch", "train", "Importing a torch module") from error
 
@@ -92,7 +93,9 @@ class _Importer:
 
     def __init__(self, program: torch.export.ExportedProgram, where: str) -> None:
         self.program, self.where = program, where
-        self.builder = GraphBuilder(where)
+        count = sum(spec.kind == OutputKind.USER_OUTPUT for spec in program.graph_signature.output_specs)
+        self.outputs = ["output"] if count == 1 else [f"output{index}" for index in range(count)]
+        self.builder = GraphBuilder(where, self.outputs)
         self.results: dict[fx.Node, Any] = {}  # fx node -> Tensor, list of Tensors, or plain data
         self.broken: set[fx.Node] = set()
         self.refused: list[str] = []
@@ -115,9 +118,8 @@ class _Importer:
                 where=self.where, fix="replace these operators in the model")
         specs = self.program.graph_signature.output_specs
         kept = [node for node, spec in zip(outputs, specs, strict=True)
-                if spec.kind == torch.export.graph_signature.OutputKind.USER_OUTPUT and isinstance(node, fx.Node)]
-        names = ["output"] if len(kept) == 1 else [f"output{index}" for index in range(len(kept))]
-        return self.builder.finish((name, self.results[node]) for name, node in zip(names, kept, strict=True))
+                if spec.kind == OutputKind.USER_OUTPUT and isinstance(node, fx.Node)]
+        return self.builder.finish((name, self.results[node]) for name, node in zip(self.outputs, kept, strict=False))
 
     @staticmethod
     def _const(tensor: torch.Tensor, name: str = "") -> Const:

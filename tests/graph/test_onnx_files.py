@@ -1,0 +1,172 @@
+"""Reading ONNX files: names, shapes, external data, functions, and every kind of file that cannot be used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from onnx_oracle import check_model, model_of
+
+from blockpunch.errors import DynamicShapeError, ModelError, UnsupportedOperatorError
+from blockpunch.graph import Graph, load_graph
+
+WEIGHT = np.random.default_rng(2).uniform(-1, 1, (40, 3, 3, 3)).astype(np.float32)
+
+
+def small_model(shape: tuple[int | str, ...] = (1, 3, 8, 8)) -> onnx.ModelProto:
+    nodes = [helper.make_node("Conv", ["image", "weight"], ["c"], name="first/Conv"),
+             helper.make_node("Relu", ["c"], ["result"])]
+    return model_of(nodes, {"image": shape}, ["result"], {"weight": WEIGHT})
+
+
+def test_names_are_kept() -> None:
+    graph, _ = check_model(small_model())
+    assert (graph.inputs, graph.outputs) == (["image"], ["result"])
+    assert [(node.name, node.path) for node in graph] == [("first/Conv", "first/Conv"), ("result", "result")]
+    assert list(graph.constants) == ["weight"]
+
+
+def test_repeated_node_names_are_replaced() -> None:
+    nodes = [helper.make_node("Relu", ["x"], ["a"], name="same"), helper.make_node("Exp", ["a"], ["y"], name="same")]
+    graph = load_graph(model_of(nodes, {"x": (2,)}, ["y"]))
+    assert [node.name for node in graph] == ["a", "y"]
+
+
+def test_output_keeps_its_name_when_a_node_is_called_like_it() -> None:
+    nodes = [helper.make_node("Softmax", ["x"], ["a"], name="y", axis=1), helper.make_node("Relu", ["a"], ["y"])]
+    graph, _ = check_model(model_of(nodes, {"x": (2, 3, 4)}, ["y"], opset=11))
+    assert graph.outputs == ["y"]
+
+
+def test_initializers_listed_as_inputs_are_weights() -> None:
+    model = small_model()
+    model.graph.input.append(helper.make_tensor_value_info("weight", TensorProto.FLOAT, WEIGHT.shape))
+    graph, _ = check_model(model, feeds={"image": np.ones((1, 3, 8, 8), np.float32)})
+    assert graph.inputs == ["image"]
+
+
+def test_half_and_double_weights_become_float() -> None:
+    for dtype in (np.float16, np.float64):
+        nodes = [helper.make_node("Cast", ["w"], ["f"], to=1), helper.make_node("Add", ["x", "f"], ["y"])]
+        graph, _ = check_model(model_of(nodes, {"x": (2, 3)}, ["y"], {"w": np.arange(3, dtype=dtype)}))
+        assert all(array.dtype == np.float32 for array in graph.constants.values())
+
+
+def test_local_functions_are_inlined() -> None:
+    body = [helper.make_node("Sigmoid", ["a"], ["s"]), helper.make_node("Mul", ["a", "s"], ["b"])]
+    function = helper.make_function("mine", "Swish", ["a"], ["b"], body, [helper.make_opsetid("", 17)])
+    graph = helper.make_graph([helper.make_node("Swish", ["x"], ["y"], domain="mine")], "g",
+                              [helper.make_tensor_value_info("x", TensorProto.FLOAT, (2, 3))],
+                              [helper.make_tensor_value_info("y", TensorProto.FLOAT, (2, 3))])
+    model = helper.make_model(graph, functions=[function], ir_version=8,
+                              opset_imports=[helper.make_opsetid("", 17), helper.make_opsetid("mine", 1)])
+    _, better = check_model(model)
+    assert [node.op for node in better] == ["Silu"]
+
+
+def test_external_data(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    onnx.save(small_model(), str(path), save_as_external_data=True, location="model.data", size_threshold=0)
+    graph, _ = check_model(str(path))
+    assert np.array_equal(graph.constants["weight"], WEIGHT)
+    (tmp_path / "model.data").write_bytes((tmp_path / "model.data").read_bytes()[:100])
+    with pytest.raises(ModelError, match="data"):
+        load_graph(path)
+    (tmp_path / "model.data").unlink()
+    with pytest.raises(ModelError, match="data"):
+        load_graph(path)
+
+
+@pytest.mark.parametrize("shape", [("batch", 3, 8, 8), (1, 3, "height", "width"), (0, 3, 8, 8)])
+def test_dynamic_shape_asks_for_it(shape: tuple[int | str, ...]) -> None:
+    model = small_model(shape)
+    with pytest.raises(DynamicShapeError) as caught:
+        load_graph(model)
+    assert "'image'" in str(caught.value) and "--shape image=1,3," in str(caught.value)
+    graph = load_graph(model, shape={"image": (2, 3, 8, 8)})
+    assert graph.shape("result") == (2, 40, 6, 6)
+
+
+def test_missing_shape_asks_for_it() -> None:
+    model = small_model()
+    model.graph.input[0].type.tensor_type.ClearField("shape")
+    with pytest.raises(DynamicShapeError, match="--shape image="):
+        load_graph(model)
+    assert isinstance(load_graph(model, shape={"image": (1, 3, 5, 5)}), Graph)
+
+
+def test_given_shape_must_fit() -> None:
+    with pytest.raises(ModelError, match="inputs are"):
+        load_graph(small_model(), shape={"picture": (1, 3, 8, 8)})
+    with pytest.raises(ModelError, match="does not fit"):
+        load_graph(small_model(), shape={"image": (3, 8, 8)})
+    with pytest.raises(ModelError, match="4 input channels"):
+        load_graph(small_model(), shape={"image": (1, 4, 8, 8)})
+
+
+def test_files_that_are_no_models(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no such file"):
+        load_graph(tmp_path / "missing.onnx")
+    data = small_model().SerializeToString()
+    for name, content in (("text", b"this is a text file, not a network\n" * 20), ("empty", b""),
+                          ("short", data[:len(data) // 2]), ("cut", data[:-9]), ("noise", bytes(range(256)) * 40)):
+        path = tmp_path / f"{name}.onnx"
+        path.write_bytes(content)
+        with pytest.raises(ModelError):
+            load_graph(path)
+    with pytest.raises(ModelError, match="not a model"):
+        load_graph(12)
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_not_finite(number: float) -> None:
+    model, bad = small_model(), WEIGHT.copy()
+    bad[3, 1, 0, 0] = number
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(bad, "weight"))
+    with pytest.raises(ModelError, match="'weight'"):
+        load_graph(model)
+
+
+def test_damaged_weight() -> None:
+    model = small_model()
+    model.graph.initializer[0].raw_data = model.graph.initializer[0].raw_data[:-8]
+    with pytest.raises(ModelError, match="'weight'"):
+        load_graph(model)
+
+
+def test_unsupported_operators_are_all_listed() -> None:
+    nodes = [helper.make_node("Conv", ["image", "weight"], ["c"]),
+             helper.make_node("Sin", ["c"], ["s"], name="my_sine"), helper.make_node("Relu", ["s"], ["r"]),
+             helper.make_node("Shape", ["r"], ["shape"]), helper.make_node("Reshape", ["r", "shape"], ["q"]),
+             helper.make_node("CumSum", ["q", "axis"], ["u"], name="my_sum"),
+             helper.make_node("Resize", ["image", "", "scales"], ["v"], name="my_resize", mode="cubic"),
+             helper.make_node("Custom", ["image"], ["w"], name="my_own", domain="com.example")]
+    model = model_of(nodes, {"image": (1, 3, 8, 8)}, ["u", "v", "w"],
+                     {"weight": WEIGHT, "axis": np.array(1), "scales": np.array([1, 1, 2, 2], np.float32)})
+    with pytest.raises(UnsupportedOperatorError) as caught:
+        load_graph(model)
+    text = str(caught.value)
+    assert all(name in text for name in ("Sin 'my_sine'", "CumSum 'my_sum'", "Resize 'my_resize': ", "my_own"))
+    assert "4 nodes" in text and "Reshape" not in text
+
+
+def test_integer_input_is_refused() -> None:
+    model = small_model()
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.UINT8
+    with pytest.raises(ModelError, match="UINT8"):
+        load_graph(model)
+
+
+def test_constant_output_is_refused() -> None:
+    with pytest.raises(ModelError, match="constant"):
+        load_graph(model_of([helper.make_node("Neg", ["w"], ["y"])], {"x": (1,)}, ["y"], {"w": np.ones(3, np.float32)}))
+
+
+def test_dangling_tensor_is_refused() -> None:
+    with pytest.raises(ModelError, match="nothing writes 'nowhere'"):
+        load_graph(model_of([helper.make_node("Relu", ["nowhere"], ["y"])], {"x": (1,)}, ["y"]))
+    with pytest.raises(ModelError, match="nothing writes 'y'"):
+        load_graph(model_of([helper.make_node("Relu", ["x"], ["z"])], {"x": (1,)}, ["y"]))
