@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +12,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx_oracle import check_model, model_of
 
-from blockpunch.errors import DynamicShapeError, ModelError, UnsupportedOperatorError
+from blockpunch.errors import BlockpunchError, DynamicShapeError, ModelError, UnsupportedOperatorError
 from blockpunch.graph import Graph, load_graph
+from blockpunch.graph.onnx_ops import RULES
+from blockpunch.graph.passes import optimize
 
 WEIGHT = np.random.default_rng(2).uniform(-1, 1, (40, 3, 3, 3)).astype(np.float32)
 
@@ -130,6 +134,13 @@ def test_weights_that_are_not_finite(number: float) -> None:
         load_graph(model)
 
 
+def test_negative_variance() -> None:
+    node = helper.make_node("BatchNormalization", ["x", "one", "one", "one", "minus"], ["y"], name="norm")
+    constants = {"one": np.ones(3, np.float32), "minus": np.array([1, -1, 1], np.float32)}
+    with pytest.raises(ModelError, match="'norm': its variance"):
+        load_graph(model_of([node], {"x": (1, 3, 2, 2)}, ["y"], constants))
+
+
 def test_damaged_weight() -> None:
     model = small_model()
     model.graph.initializer[0].raw_data = model.graph.initializer[0].raw_data[:-8]
@@ -151,6 +162,58 @@ def test_unsupported_operators_are_all_listed() -> None:
     text = str(caught.value)
     assert all(name in text for name in ("Sin 'my_sine'", "CumSum 'my_sum'", "Resize 'my_resize': ", "my_own"))
     assert "4 nodes" in text and "Reshape" not in text
+
+
+def _damage(model: onnx.ModelProto, draw: random.Random) -> None:
+    """Change one attribute, input, operator or weight of a model to something that is likely wrong."""
+    node, kind = draw.choice(model.graph.node), draw.randrange(5)
+    if kind == 0 and node.attribute:
+        attribute = draw.choice(node.attribute)
+        if attribute.ints:
+            attribute.ints[0] = draw.choice((-1, 0, 7, 10 ** 12))
+        else:
+            attribute.i = draw.choice((-1, 0, 3, 100))
+    elif kind == 1 and node.attribute:
+        del node.attribute[draw.randrange(len(node.attribute))]
+    elif kind == 2:
+        del node.input[draw.randrange(len(node.input))]
+    elif kind == 3:
+        node.op_type = draw.choice(sorted(RULES))
+    else:
+        names = [item.name for item in model.graph.initializer] + [item.output[0] for item in model.graph.node]
+        node.input[draw.randrange(len(node.input))] = draw.choice(names)
+
+
+@pytest.mark.parametrize("seed", range(150))
+def test_damaged_models_raise_our_errors(seed: int, damaged_source: bytes) -> None:
+    """Whatever is wrong in a file, the answer is a graph that holds together or an error of our own tree."""
+    draw = random.Random(seed)
+    model = onnx.load_from_string(damaged_source)
+    for _ in range(draw.randint(1, 2)):
+        _damage(model, draw)
+    with contextlib.suppress(BlockpunchError):
+        optimize(load_graph(model))
+
+
+@pytest.fixture(scope="module")
+def damaged_source() -> bytes:
+    """A model with one node of most kinds."""
+    make = helper.make_node
+    nodes = [make("Pad", ["x", "pads"], ["p"]), make("Conv", ["p", "w", "b"], ["c"], group=2),
+             make("BatchNormalization", ["c", "b", "b", "b", "b"], ["n"]),
+             make("Split", ["n"], ["s1", "s2"], axis=1), make("Concat", ["s2", "s1"], ["j"], axis=1),
+             make("Slice", ["j", "starts", "ends"], ["k"]), make("Gather", ["k", "zero"], ["g"]),
+             make("Unsqueeze", ["g", "zero1"], ["u"]), make("Resize", ["u", "", "scales"], ["r"]),
+             make("MaxPool", ["r"], ["m"], kernel_shape=[2, 2], strides=[2, 2]),
+             make("Transpose", ["m"], ["t"], perm=[0, 2, 3, 1]), make("Softmax", ["t"], ["o"], axis=-1),
+             make("ReduceMean", ["o"], ["q"], axes=[1, 2], keepdims=0), make("Shape", ["q"], ["h"]),
+             make("Reshape", ["q", "h"], ["f"]), make("Gemm", ["f", "matrix", "b"], ["y"], transB=1)]
+    constants = {"pads": np.array([0, 0, 1, 1, 0, 0, 1, 1]), "w": WEIGHT[:4, :2], "b": np.ones(4, np.float32),
+                 "starts": np.array([0, 0]), "ends": np.array([1, 99]), "zero": np.array(0), "zero1": np.array([0]),
+                 "scales": np.array([1, 1, 2, 2], np.float32), "matrix": np.ones((4, 4), np.float32)}
+    model = model_of(nodes, {"x": (1, 4, 6, 6)}, ["y"], constants)
+    check_model(model)
+    return model.SerializeToString()
 
 
 def test_integer_input_is_refused() -> None:

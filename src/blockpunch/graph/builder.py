@@ -119,11 +119,15 @@ class GraphBuilder:
         return name
 
 
-def check_finite(graph: Graph) -> Graph:
-    """Return ``graph``, or raise ModelError naming all constants with NaN or infinite numbers."""
+def check_weights(graph: Graph) -> Graph:
+    """Return ``graph``, or raise ModelError naming all constants that no engine can compute with."""
     bad = [name for name, array in graph.constants.items() if not np.isfinite(array).all()]
     if bad:
         shown = ", ".join(f"'{name}'" for name in bad[:8]) + (f" and {len(bad) - 8} more" if len(bad) > 8 else "")
         raise ModelError(f"NaN or infinite weights in {shown}", where=graph.name,
                          fix="check the training run or the export; such a network has no meaningful output")
+    for node in graph.nodes:
+        if node.op == "BatchNorm" and (graph.constants[node.inputs[4]] + node.attrs["eps"] <= 0).any():
+            raise ModelError("its variance is not positive", where=f"{graph.name}, BatchNorm '{node.name}'",
+                             fix="the file is damaged, or the training run diverged")
     return graph

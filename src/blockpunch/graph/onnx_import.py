@@ -15,7 +15,7 @@ from blockpunch.errors import (
     ModelError,
     UnsupportedOperatorError,
 )
-from blockpunch.graph.builder import Const, GraphBuilder, Tensor, Unsupported, check_finite
+from blockpunch.graph.builder import Const, GraphBuilder, Tensor, Unsupported, check_weights
 from blockpunch.graph.ir import Graph
 from blockpunch.graph.onnx_ops import RULES, OnnxNode
 from blockpunch.graph.verify import verify
@@ -50,7 +50,7 @@ def from_onnx(model: str | Path | onnx.ModelProto, *, shape: Shapes | None = Non
     if proto.functions:
         proto = inliner.inline_local_functions(proto)
     graph = _Importer(proto, where, dict(shape or {})).run()
-    check_finite(graph)
+    check_weights(graph)
     try:
         verify(graph, "import")
     except GraphError as error:
@@ -173,6 +173,10 @@ class _Importer:
             raise ModelError(error.what, where=f"{self.where}, {error.where}",
                              fix="the shapes in the model disagree; if --shape was given, the model may be tied to "
                                  "another size") from error
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:  # what a rule trips over
+            raise ModelError(f"its attributes or inputs are not those of a {node.op_type} "
+                             f"({type(error).__name__}: {error})", where=f"{self.where}, {node.op_type} '{label}'",
+                             fix="the file is damaged, or was written by a faulty exporter") from error
         for name, tensor in zip(node.output, results, strict=False):
             if isinstance(tensor, str) and tensor not in known and self.builder.rename(tensor, name):
                 tensor = name
@@ -204,7 +208,7 @@ class _Importer:
                 results = ReferenceEvaluator(node, opsets={"": self.opset}).run(None, feeds)
         except Exception as error:  # whatever the evaluator cannot do
             raise Unsupported(f"constant folding failed: {type(error).__name__}: {error}") from error
-        return [Const(np.asarray(result)) for result in results]
+        return [Const(np.asarray(result), name) for name, result in zip(node.output, results, strict=False)]
 
 
 def _plain(value: Any) -> Any:

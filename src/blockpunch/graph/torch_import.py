@@ -16,7 +16,7 @@ from blockpunch.errors import (
     ModelError,
     UnsupportedOperatorError,
 )
-from blockpunch.graph.builder import Const, GraphBuilder, Tensor, Unsupported, check_finite
+from blockpunch.graph.builder import Const, GraphBuilder, Tensor, Unsupported, check_weights
 from blockpunch.graph.ir import Graph
 from blockpunch.graph.torch_ops import RULES, TorchNode, layout
 from blockpunch.graph.verify import verify
@@ -51,7 +51,7 @@ def from_torch(model: torch.nn.Module | torch.export.ExportedProgram, example: A
     program = model if isinstance(model, torch.export.ExportedProgram) else _capture(model, example)
     where = type(model).__name__
     graph = _Importer(program.run_decompositions({}), where).run()
-    check_finite(graph)
+    check_weights(graph)
     try:
         verify(graph, "import")
     except GraphError as error:

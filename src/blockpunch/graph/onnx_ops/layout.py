@@ -176,6 +176,8 @@ def _resize(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
     axes = node.ints("axes") or (0, 1, 2, 3)
     scales, sizes = np.ones(4), list(shape)
     given = node.optional(1 if upsample else 2)
+    if "scales" in node.attrs:  # Upsample before opset 9
+        given = Const(np.array(node.attrs["scales"]))
     if isinstance(given, Const) and given.array.size:
         for axis, scale in zip(axes, given.array.ravel(), strict=True):
             scales[axis], sizes[axis] = float(scale), math.floor(shape[axis] * float(scale))
