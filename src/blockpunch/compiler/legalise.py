@@ -1,13 +1,15 @@
 """From the operators of the graph to what the kernels compute: the last graph-to-graph step, with its own operators.
 
-* ``Repack(x)`` step=(sh, sw): every (sh x sw) phase of a map as channels of its own, phase after phase, as a planar value.
+* ``Repack(x)`` step=(sh, sw): every (sh x sw) phase of a map as channels of its own, phase after phase, a planar value.
   A strided convolution reads phases with stride 1; step (1, 1) just brings a graph input into planar form.
-* ``Conv`` gets ``taps``: for each kernel position (phase, dy, dx) of its stride-1 input.
+* ``Conv`` gets ``taps``: for each kernel position (phase, dy, dx) of its stride-1 input. Depthwise convolutions keep
+  their stride and have no phases.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,10 @@ import numpy as np
 from blockpunch.compiler.layout import is_map
 from blockpunch.graph.ir import Graph, Node, Value
 
+_DEPTHWISE_TAPS = 25
 Taps = tuple[tuple[int, int, int], ...]
+
+_LARGEST_POWER = 64
 
 
 def legalise(graph: Graph) -> Graph:
@@ -23,9 +28,11 @@ def legalise(graph: Graph) -> Graph:
     out = graph.copy()
     out.nodes = []
     for node in graph:
-        node = _simplify(node, graph)
+        node = _simplify(node, out)
         if node.op == "Conv":
             node = _conv(node, out)
+        elif node.op == "Linear":
+            node = _linear(node, out)
         elif node.op == "Reshape" and is_map(out.shape(node.inputs[0])) and is_map(out.shape(node.outputs[0])):
             node = _through_flat(node, out)
         out.nodes.append(node)
@@ -33,17 +40,63 @@ def legalise(graph: Graph) -> Graph:
     return out
 
 
-def _simplify(node: Node, graph: Graph) -> Node:
-    """Powers by a constant become products and roots; a square is not worth an exponential."""
-    if node.op == "Pow" and node.inputs[1] in graph.constants:
-        exponent = graph.constants[node.inputs[1]]
-        x = node.inputs[0]
-        if exponent.size == 1 and float(exponent.ravel()[0]) == 2.0:
-            return replace(node, op="Mul", inputs=(x, x, *node.inputs[2:]))
-        if exponent.size == 1 and float(exponent.ravel()[0]) == 0.5:
-            shifted = tuple(replace(f, operand=f.operand - 1 if f.operand else f.operand) for f in node.epilogue)
-            return replace(node, op="Sqrt", inputs=(x, *node.inputs[2:]), epilogue=shifted)
-    return node
+def _simplify(node: Node, out: Graph) -> Node:
+    """Powers by a constant become products and roots: cheaper than an exponential, and right for negative numbers."""
+    if node.op != "Pow" or node.inputs[1] not in out.constants or out.constants[node.inputs[1]].size != 1:
+        return node
+    exponent = float(out.constants[node.inputs[1]].ravel()[0])
+    if out.shape(node.inputs[0]) != out.shape(node.outputs[0]):
+        return node
+    if exponent == 0.5:
+        return replace(node, op="Sqrt", inputs=node.inputs[:1])
+    if not exponent.is_integer() or not 1 <= abs(exponent) <= _LARGEST_POWER:
+        return node
+    if exponent > 0:
+        return _product(node, int(exponent), out)
+    one = f"{node.name}/one"
+    out.constants[one] = np.ones((), np.float32)
+    power = node.inputs[0]
+    if exponent != -1:
+        power = _add(f"{node.name}/power", out.shape(power), out)
+        out.nodes.append(_product(Node(power, "Pow", node.inputs[:1], (power,), {}, node.path), -int(exponent), out))
+    return replace(node, op="Div", inputs=(one, power))
+
+
+def _product(node: Node, exponent: int, out: Graph) -> Node:
+    """The positive whole power of a value, by squaring; ``node`` becomes the last of the products."""
+    x = node.inputs[0]
+    if exponent == 1:
+        return replace(node, op="Copy", inputs=(x,))
+    if exponent == 2:
+        return replace(node, op="Mul", inputs=(x, x))
+    odd = exponent % 2
+    lower = exponent - 1 if odd else exponent // 2
+    part = _add(f"{node.name}/power{lower}", out.shape(x), out)
+    out.nodes.append(_product(Node(part, "Pow", (x,), (part,), {}, node.path), lower, out))
+    return replace(node, op="Mul", inputs=(part, x if odd else part))
+
+
+def _add(name: str, shape: tuple[int, ...], out: Graph) -> str:
+    """Declare a new value."""
+    out.values[name] = Value(name, shape)
+    return name
+
+
+def _linear(node: Node, out: Graph) -> Node:
+    """Linear layers walk rows; a map that goes in or comes out is copied to or from rows."""
+    result = node.outputs[0]
+    if not is_map(out.shape(node.inputs[0])) and not is_map(out.shape(result)):
+        return node
+    inputs = list(node.inputs)
+    for at in (0, *(f.operand for f in node.epilogue if f.operand is not None)):
+        shape = out.shape(inputs[at])
+        rows = _add(f"{node.name}/rows{at}", (prod(shape[:-1]), shape[-1]), out)
+        out.nodes.append(Node(rows, "Reshape", (inputs[at],), (rows,), {"shape": out.shape(rows)}, node.path))
+        inputs[at] = rows
+    shape = out.shape(result)
+    flat = _add(f"{node.name}/rows", (prod(shape[:-1]), shape[-1]), out)
+    out.nodes.append(replace(node, inputs=tuple(inputs), outputs=(flat,)))
+    return Node(f"{node.name}/map", "Reshape", (flat,), (result,), {"shape": shape}, node.path)
 
 
 def _conv(node: Node, out: Graph) -> Node:
@@ -56,6 +109,8 @@ def _conv(node: Node, out: Graph) -> Node:
     if not is_map(out.shape(node.outputs[0])):  # one output pixel: a dot product over a window, any layout will do
         return replace(node, attrs={**node.attrs, "taps": tuple((0, y, x_) for y, x_ in positions)})
     phases = sorted({(y % sh, x_ % sw) for y, x_ in positions})
+    if is_depthwise(node, out):  # strides over its input in place
+        (sh, sw), phases = (1, 1), [(0, 0)]
     taps = tuple((phases.index((y % sh, x_ % sw)), y // sh, x_ // sw) for y, x_ in positions)
     inputs = list(node.inputs)
     if (sh, sw) != (1, 1) or x in out.inputs or not is_map(out.shape(x)):
@@ -64,6 +119,13 @@ def _conv(node: Node, out: Graph) -> Node:
         if fused.operand is not None and inputs[fused.operand] in out.inputs:
             inputs[fused.operand] = _repack(inputs[fused.operand], (1, 1), ((0, 0),), out)
     return replace(node, inputs=tuple(inputs), attrs={**node.attrs, "taps": taps})
+
+
+def is_depthwise(node: Node, graph: Graph) -> bool:
+    """Whether a convolution has one filter of few taps per channel, and a stride that whole vectors can follow."""
+    filters, inner, *kernel = graph.shape(node.inputs[1])
+    return (node.attrs["groups"] == filters and inner == 1 and prod(kernel) <= _DEPTHWISE_TAPS
+            and node.attrs["stride"][1] <= 2)
 
 
 def _repack(x: str, step: tuple[int, int], phases: tuple[tuple[int, int], ...], out: Graph) -> str:

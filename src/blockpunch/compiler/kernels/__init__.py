@@ -6,9 +6,10 @@ from blockpunch.compiler.kernels.base import Context, Kernel, Step
 from blockpunch.compiler.kernels.conv import Conv
 from blockpunch.compiler.kernels.depthwise import Depthwise
 from blockpunch.compiler.kernels.dot import Dot
-from blockpunch.compiler.kernels.elementwise import Elementwise, MatMul, Move, Pad, Repack
+from blockpunch.compiler.kernels.elementwise import Elementwise, MatMul, Move, Pad
 from blockpunch.compiler.kernels.pool import Pool
 from blockpunch.compiler.kernels.reduce import Mean, Softmax
+from blockpunch.compiler.kernels.repack import Repack
 from blockpunch.compiler.kernels.resize import Resize
 from blockpunch.errors import UnsupportedOperatorError
 from blockpunch.graph.ir import Graph, Node

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import prod
 
-from blockpunch.compiler.expressions import BINARY, UNARY, apply
+from blockpunch.compiler.expressions import BINARY, UNARY, apply, number
 from blockpunch.compiler.kernels.base import Context, Kernel, Step, core_inputs, epilogue_code, in_sequence, operands
 from blockpunch.compiler.kernels.loops import Operand, Statement, broadcast, loop_nest, margin_fill
 from blockpunch.compiler.layout import View, contiguous_strides
@@ -122,6 +122,19 @@ def _concat(node: Node, ctx: Context) -> list[Part]:
     return parts
 
 
+def _is_view(node: Node, ctx: Context) -> bool:
+    """Whether the result of a Slice or Reshape lies where its input does; one buffer can also hold both, apart."""
+    x, y = ctx.layout.views.get(node.inputs[0]), ctx.view(node.outputs[0])
+    if x is None or x.root != y.root:
+        return False
+    if node.op == "Reshape":
+        return x.offset == y.offset and x.contiguous and y.contiguous
+    if node.op == "Slice" and set(node.attrs["steps"]) == {1}:
+        first = zip(node.attrs["starts"], node.attrs["axes"], strict=True)
+        return x.strides == y.strides and y.offset == x.offset + sum(start * x.strides[axis] for start, axis in first)
+    return False
+
+
 class Move(Kernel):
     """Reshape, Transpose, Slice and Concat: copies, where a view will not do."""
 
@@ -135,16 +148,10 @@ class Move(Kernel):
 
     def lower(self, node: Node, ctx: Context) -> Step | None:
         """Nothing to do where the result is a view of what is there already."""
-        x, y = ctx.layout.views.get(node.inputs[0]), ctx.view(node.outputs[0])
-        if node.op != "Concat" and x is not None and x.root == y.root:
+        if _is_view(node, ctx):
             return None
         parts = self._parts[node.op](node, ctx)
-        written_by_inputs = node.op == "Concat" and len(parts) < len(node.inputs) and y.plane is not None
-        if not parts:
-            return None
-        if written_by_inputs:  # the margins of planes written in place are their writers' business; redoing is harmless
-            return finish(node, self.kind, ctx, parts)
-        return finish(node, self.kind, ctx, parts)
+        return finish(node, self.kind, ctx, parts) if parts else None
 
 
 class Pad(Kernel):
@@ -166,48 +173,13 @@ class Pad(Kernel):
         skip = sum(max(-b, 0) * s for b, s in zip(before, x_strides, strict=True))
         value = float(node.attrs["value"])
         fill = loop_nest(y.shape, Operand(ctx.pointer(y), y.strides), [],
-                         lambda p, _: [f"const {'vf' if p == 'v_' else 'float'} x = {p}set({value!r}f);"])
+                         lambda p, _: [f"const {'vf' if p == 'v_' else 'float'} x = {p}set({number(value)});"])
         copy = copy_nest(ctx, shape, y, y.strides, into, node.inputs[0], x_strides, skip)
         margin = margin_fill(y, ctx.pointer(y))
         body = "\n".join(f"{{ const int begin = 0, end = {units};\n{text}\n}}"
                          for units, text in (fill, copy, *([margin] if margin else [])))
         return Step(StepInfo(node.name, self.kind, node.path), 1, f"(void)begin; (void)end;\n{body}",
                     tuple(ctx.view(n).root for n in node.inputs if n in ctx.layout.views), (y.root,))
-
-
-class Repack(Kernel):
-    """Every phase of a map as channels of its own, in planar form with its margins."""
-
-    kind = "repack"
-
-    def accepts(self, node: Node, graph: Graph) -> bool:
-        """The operator that legalisation adds."""
-        return node.op == "Repack"
-
-    def lower(self, node: Node, ctx: Context) -> Step:
-        """Write each plane once, margins included."""
-        x, y = ctx.view(node.inputs[0]), ctx.view(node.outputs[0])
-        plane = y.plane
-        assert plane
-        n, c, h, w = x.shape
-        sh, sw = node.attrs["step"]
-        parts = []
-        for i, (py, px) in enumerate(node.attrs["phases"]):
-            rows, cols = max(-(-(h - py) // sh), 0), max(-(-(w - px) // sw), 0)
-            body = f"""for (int unit = begin; unit < end; unit++) {{
-const int image = unit / {c}, ch = unit % {c};
-const float *restrict p = {ctx.pointer(x)} + image * {x.strides[0]} + ch * {x.strides[1]} + {py * x.strides[2] + px};
-float *restrict o = {ctx.pointer(y)} + image * {y.strides[0]} + (ptrdiff_t)(ch + {i * c}) * {y.strides[1]};
-zero(o - {plane.origin}, {plane.origin});
-for (int row = 0; row < {rows}; row++, o += {plane.row}, p += {sh * x.strides[2]}) {{
-for (int j = 0; j < {cols}; j++) o[j] = p[j * {sw}];
-zero(o + {cols}, {plane.row - cols});
-}}
-zero(o, {plane.stride - plane.origin - rows * plane.row});
-}}"""
-            parts.append((n * c, body))
-        info = StepInfo(node.name, self.kind, node.path, packing=f"{len(parts)} phases" if len(parts) > 1 else "planar")
-        return Step(info, n * c * len(parts), in_sequence(parts), (x.root,), (y.root,))
 
 
 class MatMul(Kernel):

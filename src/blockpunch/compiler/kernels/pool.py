@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from blockpunch.compiler.kernels.base import Context, Kernel, Step, epilogue_code, operands
 from blockpunch.compiler.kernels.elementwise import finish
 from blockpunch.graph.ir import Graph, Node
+
+
+def _max(prefix: str, a: str, b: str) -> str:
+    return f"{prefix}max({a}, {b})"
+
+
+def _add(prefix: str, a: str, b: str) -> str:
+    return f"({a} + {b})"
 
 
 class Pool(Kernel):
@@ -25,13 +35,14 @@ class Pool(Kernel):
         dh, dw = node.attrs.get("dilation", (1, 1))
         top, left = node.attrs["pads"][:2]
         line = max((ow - 1) * sw + (kw - 1) * dw + 1, left + w)
+        spare = 2 * ctx.target.vector_floats  # vectors of strided values are read whole
         largest = node.op == "MaxPool"
         empty = "-__builtin_inff()" if largest else "0.0f"
-        merge = (lambda p, a, b: f"{p}max({a}, {b})") if largest else (lambda p, a, b: f"({a} + {b})")
+        merge = _max if largest else _add
         scale = "" if largest else _average(node, w, kh, kw, sw, dw, left)
         epilogue = " ".join(epilogue_code(node.epilogue, "s_", []))
-        body = f"""float line[{line}];
-for (int j = 0; j < {line}; j++) line[j] = {empty};
+        body = f"""float line[{line + spare}];
+for (int j = 0; j < {line + spare}; j++) line[j] = {empty};
 for (int unit = begin; unit < end; unit++) {{
 const float *p = {ctx.pointer(x)} + (ptrdiff_t)(unit / {c}) * {x.strides[0]} + (ptrdiff_t)(unit % {c}) * {x.strides[1]};
 float *o = {ctx.pointer(y)} + (ptrdiff_t)(unit / {c}) * {y.strides[0]} + (ptrdiff_t)(unit % {c}) * {y.strides[1]};
@@ -52,7 +63,9 @@ for (; j < {w}; j++) l[j] = {merge("s_", "l[j]", "q[j]")};
 }}
 }}
 if (!rows) for (int j = 0; j < {w}; j++) line[{left} + j] = {empty};
-for (int j = 0; j < {ow}; j++) {{
+int j = 0;
+{_vectors(node, ow, merge)}
+for (; j < {ow}; j++) {{
 float x = line[j * {sw}];
 for (int kx = 1; kx < {kw}; kx++) x = {merge("s_", "x", f"line[j * {sw} + kx * {dw}]")};
 {scale}
@@ -62,6 +75,25 @@ o[j * {y.strides[3]}] = x;
 }}
 }}"""
         return finish(node, self.kind, ctx, [(n * c, body)])
+
+
+def _vectors(node: Node, ow: int, merge: Callable[[str, str, str], str]) -> str:
+    """The loop along the row in vectors: contiguous for stride 1, every second value for stride 2."""
+    stride, dilation = node.attrs["stride"][1], node.attrs.get("dilation", (1, 1))[1]
+    whole = node.op == "MaxPool" or node.attrs["count_include_pad"]
+    if stride > 2 or not whole:
+        return ""
+    def load(kx: int) -> str:
+        at = f"line + j * {stride} + {kx * dilation}"
+        return f"v_load({at})" if stride == 1 else f"v_even(v_load({at}), v_load({at} + VL))"
+
+    value = load(0)
+    for kx in range(1, node.attrs["kernel"][1]):
+        value = merge("v_", value, load(kx))
+    kh, kw = node.attrs["kernel"]
+    scale = "" if node.op == "MaxPool" else f"x *= {1 / (kh * kw)!r}f;"
+    epilogue = " ".join(epilogue_code(node.epilogue, "v_", []))
+    return f"for (; j + VL <= {ow}; j += VL) {{ vf x = {value}; {scale} {epilogue} v_store(o + j, x); }}"
 
 
 def _average(node: Node, w: int, kh: int, kw: int, sw: int, dw: int, left: int) -> str:
