@@ -223,6 +223,8 @@ def test_faults(tmp_path):
         fine_tune(pruned(), iter([data()]))
     with pytest.raises(TrainingError, match="empty"):
         fine_tune(pruned(), [])
+    with pytest.raises(TrainingError, match="no module 'stem'"):
+        distill(pruned(), network(), Loader(), features=["stem"])
     with pytest.raises(OutputError):
         fine_tune(pruned(), [data()], recipe=Recipe(epochs=1), checkpoint=tmp_path / "missing" / "run.safetensors")
     for bad in ({"epochs": 0}, {"lr": -1}, {"lr": float("nan")}, {"optimizer": "lion"}, {"minutes": 0}):

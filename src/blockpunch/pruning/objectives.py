@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -61,34 +62,42 @@ class Distillation:
                  feature_weight: float = 1.0, labels: Loss | None = None, weight: float = 0.9) -> None:
         self.teacher, self.temperature, self.features = teacher.eval(), temperature, tuple(features)
         self.feature_weight, self.labels, self.weight = feature_weight, labels, weight
-        self.seen: dict[str, torch.Tensor] = {}
-        known = dict(teacher.named_modules())
-        for name in self.features:
-            if name not in known:
-                raise TrainingError(f"the teacher has no module '{name}'", fix="name modules that both networks have")
-            known[name].register_forward_hook(lambda _, __, output, name=name: self.seen.__setitem__(name, output))
 
     def __call__(self, model: nn.Module, batch: Any) -> torch.Tensor:
         """The weighted sum of all terms."""
         images = images_of(batch)
-        mine: dict[str, torch.Tensor] = {}
-        modules = dict(model.named_modules())
-        hooks = [modules[name].register_forward_hook(lambda _, __, output, name=name: mine.__setitem__(name, output))
-                 for name in self.features]
-        try:
+        with captured(model, self.features) as mine:
             outputs = model(images)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        with torch.no_grad():
+        with torch.no_grad(), captured(self.teacher, self.features) as wanted:
             targets = self.teacher(images)
         loss = torch.stack([output_loss(output, target, self.temperature) for output, target
                             in zip(tensors(outputs), tensors(targets), strict=True)]).sum()
         if self.labels is not None:
             loss = self.weight * loss + (1 - self.weight) * self.labels(outputs.float(), batch[1])
         for name in self.features:
-            loss = loss + self.feature_weight / len(self.features) * relative_error(mine[name], self.seen[name])
+            loss = loss + self.feature_weight / len(self.features) * relative_error(mine[name], wanted[name])
         return loss
+
+
+@contextmanager
+def captured(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, torch.Tensor]]:
+    """A dictionary that fills with the outputs of the modules ``names`` when ``model`` runs inside the block.
+
+    Raises:
+        TrainingError: the model has no module of such a name.
+    """
+    modules, outputs, hooks = dict(model.named_modules()), dict[str, torch.Tensor](), []
+    for name in names:
+        if name not in modules:
+            raise TrainingError(f"there is no module '{name}' to compare", fix="name modules that both networks have")
+    try:
+        for name in names:
+            hooks.append(modules[name].register_forward_hook(
+                lambda _, __, output, name=name: outputs.__setitem__(name, output)))
+        yield outputs
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def tensors(outputs: Any) -> Iterable[torch.Tensor]:
