@@ -94,7 +94,7 @@ class Bundle:
 
     def output(self, *names: str) -> None:
         """Make values outputs of the graph."""
-        self.graph.outputs += [name for name in names if name not in self.graph.outputs]
+        self.graph.outputs = list(dict.fromkeys([*self.graph.outputs, *names]))
 
     def sample(self, seed: int = 1) -> list[np.ndarray]:
         """Random inputs."""

@@ -102,6 +102,12 @@ def concats() -> Bundle:
     b.output(conv(b.node("Concat", a, p1, p2, axis=1), 4, 1))
     summed = b.conv(x, b.weights(4, 4, 3, 3), pads=(1, 1, 1, 1), epilogue=(fused("Add", 3),), operands=[x])
     b.output(conv(b.node("Concat", summed, x, axis=1), 3))
+    whole = conv(b.value(2, 4, 6, 6), 4)                                               # joined with parts of itself
+    part = b.node("Slice", whole, axes=(1,), starts=(1,), stops=(3,), steps=(1,))
+    turned = b.node("Transpose", part, perm=(0, 1, 3, 2))
+    b.output(conv(b.node("Concat", part, turned, whole, axis=1), 3))
+    row = b.node("Neg", b.value(1, 6))
+    b.output(b.node("Concat", b.node("Reshape", row, shape=(1, 6)), row, b.node("Transpose", row, perm=(0, 1)), axis=1))
     return b
 
 

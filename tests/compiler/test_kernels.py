@@ -5,10 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import conv_cases
+import numpy as np
 import other_cases
 import pytest
-from harness import Bundle, check
+from harness import Bundle, check, differences
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from random_cases import Spec, bundle_of, convolutions, network
 
+from blockpunch.artifact import Artifact, compile
+from blockpunch.compiler import compile_graph
+from blockpunch.errors import UnsupportedOperatorError
+from blockpunch.graph import interpreter
+from blockpunch.runtime.session import Session
 from blockpunch.target import Target
 
 BUNDLES: list[Callable[[], Bundle]] = [
@@ -25,3 +34,40 @@ TARGETS = [("host", ())] + [(name, ("-O1",)) for name in ("x86-64-v4", "x86-64-v
 @pytest.mark.parametrize("bundle", BUNDLES, ids=lambda bundle: bundle.__name__)
 def test_same_as_the_interpreter(bundle: Callable[[], Bundle], target: str, flags: tuple[str, ...]) -> None:
     check(bundle(), target, flags=flags)
+
+
+@settings(max_examples=5, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(convolutions(), min_size=5, max_size=5))
+def test_any_convolution(specs: list[Spec]) -> None:
+    check(bundle_of(specs), "host", flags=("-O1",), threads_hint=len(specs[0]["epilogue"]) % 3 + 1)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_any_network(seed: int) -> None:
+    check(network(seed), TARGETS[seed % len(TARGETS)][0], flags=("-O1",), threads_hint=1 + seed % 2, tolerance=1e-4)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_threads(bundle_artifact: tuple[Bundle, Artifact], threads: int) -> None:
+    bundle, artifact = bundle_artifact
+    with Session(artifact, threads=threads) as session:
+        for seed in range(10):
+            inputs = dict(zip(bundle.graph.inputs, bundle.sample(seed), strict=True))
+            expected = interpreter.run(bundle.graph, inputs)
+            found = session.run(inputs)
+            errors = differences(bundle.graph, list(found.values()), list(expected.values()))
+            assert max(errors.values()) < 1e-4, errors
+
+
+@pytest.fixture(scope="module")
+def bundle_artifact() -> tuple[Bundle, Artifact]:
+    bundle = network(99, layers=50)
+    return bundle, compile(bundle.graph, threads=3)
+
+
+def test_every_node_without_a_kernel_is_listed() -> None:
+    b = Bundle()
+    normal = [b.constant(np.ones(3, np.float32)) for _ in range(4)]
+    b.output(*[b.node("BatchNorm", b.input(*shape), *normal, eps=1e-5) for shape in ((1, 3, 4, 4), (2, 3))])
+    with pytest.raises(UnsupportedOperatorError, match=r"BatchNorm \(test.batchnorm0\), BatchNorm \(test.batchnorm1\)"):
+        compile_graph(b.graph, Target.host())
