@@ -17,8 +17,9 @@ from blockpunch.errors import PlanError
 from blockpunch.graph import load_graph
 from blockpunch.layers import Layer, prunable_layers
 from blockpunch.measure.quality import Check
-from blockpunch.optimize import Job, OnnxSource, Photos, Settings, rerender, training_pixels
+from blockpunch.optimize import Event, Job, OnnxSource, Photos, Settings, batches, rerender, training_pixels
 from blockpunch.plan import Plan
+from blockpunch.pruning.counts import PruneReport
 from blockpunch.report import ReportFacts
 from blockpunch.schemes import REGULARITIES, Scheme
 from blockpunch.target import TARGET_NAMES
@@ -34,6 +35,13 @@ Skip = Annotated[list[str] | None, typer.Option("--skip", metavar="SELECTOR", sh
                                                 help="Leave these layers dense.")]
 PlanFile = Annotated[Path | None, typer.Option("--plan", show_default=False,
                                                help="A plan in JSON, in place of scheme and rate.")]
+
+
+Distill = Annotated[Path | None, typer.Option("--distill", metavar="FOLDER", show_default=False,
+                                              help="Photos to recover on; no labels needed.")]
+Minutes = Annotated[float, typer.Option("--minutes", min=0.01, help="Time for the recovery.")]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Use at most so many photos.", show_default=False)]
+Recipe = Annotated[str, typer.Option("--preprocess", help=f"How photos become inputs: {', '.join(PREPROCESS)}.")]
 
 
 def make_plan(layers: list[Layer], model: str, plan: Path | None, scheme: str, block: str | None, rate: float,
@@ -59,10 +67,17 @@ def prune(
     plan: PlanFile = None,
     save_plan: Annotated[Path | None, typer.Option("--save-plan", show_default=False,
                                                    help="Write the plan that was used, to be edited.")] = None,
+    distill: Distill = None,
+    minutes: Minutes = 10.0,
+    preprocess: Recipe = "imagenet",
+    limit: Limit = None,
     shape: Shape = None,
     json_: Json = None,
 ) -> None:
-    """Prune an ONNX file: the least important groups of weights become zeros, the graph stays as it is."""
+    """Prune an ONNX file: the least important groups of weights become zeros, the graph stays as it is.
+
+    With --distill the pruned network is then trained on photos to answer as the dense one does.
+    """
     from blockpunch.pruning.onnx_prune import onnx_layers, prune_onnx
 
     check_output(output)
@@ -72,7 +87,10 @@ def prune(
     chosen = make_plan(layers, model.name, plan, scheme, block, rate, only, skip)
     if save_plan is not None:
         chosen.save(save_plan)
-    result = prune_onnx(model, chosen, output)
+    if distill is None:
+        result = prune_onnx(model, chosen, output)
+    else:
+        result = _distilled(model, chosen, output, distill, minutes, preprocess, limit, shapes)
     if json_ is not None:
         show.write_json({"output": str(output), **result.to_dict()}, json_)
     if json_ == "-":
@@ -84,6 +102,29 @@ def prune(
     show.table(f"{model.name} -> {output}", ("layer", "weight", "scheme", "weights", "kept", "rate", "why"), rows)
 
 
+def _distilled(model: Path, plan: Plan, output: Path, folder: Path, minutes: float, preprocess: str, limit: int | None,
+               shapes: dict[str, tuple[int, ...]] | None) -> PruneReport:
+    """Prune and train back; a checkpoint beside the output lets the same command go on after an interruption."""
+    graph = load_graph(model, shape=shapes)
+    size = graph.shape(graph.inputs[0])[-1]
+    photos = Photos(training_pixels(list_images(folder, limit=limit), size), Preprocess.named(preprocess, size), size)
+    from blockpunch.pruning.onnx_recover import distill_onnx
+    from blockpunch.pruning.recover import Recipe as Training
+    from blockpunch.pruning.recover import Status
+
+    checkpoint = output.with_name(output.name + ".checkpoint")
+    kept.append(f"the training so far is kept in {checkpoint}; the same command goes on from there")
+    with show.Watching() as watching:
+        def progress(status: Status) -> None:
+            watching(Event(f"distil: step {status.step}, loss {status.loss:.3f}", status.seconds, minutes * 60))
+
+        result, _ = distill_onnx(model, plan, batches(photos, 16), output, shape=shapes, checkpoint=checkpoint,
+                                 recipe=Training(epochs=100_000, minutes=minutes, optimizer="adam", warmup_steps=10),
+                                 progress=progress)
+    checkpoint.unlink(missing_ok=True)
+    return result
+
+
 def optimize(
     model: OnnxModel,
     output: Annotated[Path, typer.Option("--output", "-o", help="A folder, made if missing.", show_default=False)],
@@ -93,15 +134,14 @@ def optimize(
     only: Only = None,
     skip: Skip = None,
     plan: PlanFile = None,
-    distill: Annotated[Path | None, typer.Option("--distill", metavar="FOLDER", show_default=False,
-                                                 help="Photos to recover on; no labels needed.")] = None,
-    minutes: Annotated[float, typer.Option("--minutes", min=0.05, help="Time for the recovery.")] = 10.0,
+    distill: Distill = None,
+    minutes: Minutes = 10.0,
     check: Annotated[Path | None, typer.Option(
         "--check", metavar="FOLDER", show_default=False,
         help="Held-out photos to compare dense and pruned on: labels.csv, class folders, or no labels.")] = None,
     label_offset: Annotated[int, typer.Option("--label-offset", help="Added to labels to get output numbers.")] = 0,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Use at most so many photos.")] = None,
-    preprocess: Annotated[str, typer.Option("--preprocess", help=f"One of: {', '.join(PREPROCESS)}.")] = "imagenet",
+    limit: Limit = None,
+    preprocess: Recipe = "imagenet",
     engines: Annotated[str, typer.Option("--engines", "-e", help="Peers to measure, with commas between.")] =
         "onnxruntime",
     target: Annotated[str, typer.Option("--target", help=f"One of: {', '.join(TARGET_NAMES)}.")] = "host",

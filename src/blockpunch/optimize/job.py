@@ -11,20 +11,19 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from blockpunch.artifact import Artifact
 from blockpunch.artifact import compile as compile_model
 from blockpunch.atomic import write_text
 from blockpunch.errors import DataError, PlanError
-from blockpunch.graph.ir import Array, Graph
+from blockpunch.graph import load_graph
+from blockpunch.graph.summary import summarize
 from blockpunch.layers import prunable_layers
 from blockpunch.measure.bench import OURS, BenchResult, EngineResult, Entry, bench_entries
 from blockpunch.measure.engines import ENGINES
 from blockpunch.measure.layers import LayerTime, static_layers, time_layers
 from blockpunch.measure.machine import survey
 from blockpunch.measure.quality import Check, Comparison, compare
-from blockpunch.optimize.photos import Crops, Photos
+from blockpunch.optimize.photos import Photos, batches
 from blockpunch.optimize.source import Source
 from blockpunch.optimize.workfolder import WorkFolder, fingerprint
 from blockpunch.plan import Plan
@@ -134,15 +133,8 @@ class Job:
         return facts
 
     def _one_shot(self, plan: Plan) -> dict[str, Any]:
-        graph, changed = self.source.graph, {}
-        for node in graph.nodes:
-            entry = plan.layers.get(node.name)
-            if entry is not None and entry.prunes:
-                weight = graph.constants[node.inputs[1]]
-                mask = entry.scheme.mask(weight, entry.rate, conv_groups=int(node.attrs.get("groups", 1)))
-                changed[node.inputs[1]] = np.where(mask, weight, np.zeros((), weight.dtype))
-        self.source.write(changed, self.onnx)
-        return {**_count(graph, changed), "recovery": "Pruned in one shot, not recovered."}
+        self.source.prune(plan, self.onnx)
+        return {**self._count(), "recovery": "Pruned in one shot, not recovered."}
 
     def _recover(self, plan: Plan) -> dict[str, Any]:
         from blockpunch.pruning.graph_module import GraphModule
@@ -160,21 +152,27 @@ class Job:
         pruner = Pruner(student, plan)
         recipe = Recipe(epochs=100_000, minutes=s.minutes, optimizer="adam", seed=s.seed, lr=s.learning_rate,
                         warmup_steps=10)
-        result = distill(pruner, teacher, Crops(photos, s.batch), recipe=recipe, progress=progress,
+        result = distill(pruner, teacher, batches(photos, s.batch), recipe=recipe, progress=progress,
                          checkpoint=self.work.file(f"recover-{self._key[:12]}.safetensors"), checkpoint_seconds=20.0)
         pruner.finalize_()
-        changed = student.constants()
-        self.source.write(changed, self.onnx)
+        self.source.write(student.constants(), self.onnx)
         text = f"Distilled from the dense network for {s.minutes:g} minutes ({result.steps} steps) on {photos.source}."
-        return {**_count(self.source.graph, changed), "recovery": text}
+        return {**self._count(), "recovery": text}
+
+    def _count(self) -> dict[str, int]:
+        """Weights of the prunable layers of what was written, and those that are not zero."""
+        rows = summarize(load_graph(self.onnx, shape=self._shapes()))
+        return {"weights": sum(row.weights for row in rows), "kept": sum(row.kept_weights for row in rows)}
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: self.source.graph.shape(name) for name in self.source.graph.inputs}
 
     def _compile(self) -> None:
         facts = [self.target.to_dict(), self.settings.threads, metadata.version("blockpunch")]
         self._compiled = fingerprint(self._key, *facts)
-        shape = {name: self.source.graph.shape(name) for name in self.source.graph.inputs}
 
         def build(model: Any, file: str) -> dict[str, Any]:
-            artifact = compile_model(model, target=self.target, shape=shape, threads=self.settings.threads)
+            artifact = compile_model(model, target=self.target, shape=self._shapes(), threads=self.settings.threads)
             artifact.save(self.work.file(file))
             return {}
 
@@ -190,12 +188,11 @@ class Job:
         entries = [Entry(PRUNED, OURS, self.work.file("net.bp"), self.onnx),
                    Entry(DENSE, OURS, self.work.file("dense.bp"), dense)]
         entries += [Entry(_NAMES.get(name, name), name, dense) for name in self.settings.engines if name != OURS]
-        shapes = {name: self.source.graph.shape(name) for name in self.source.graph.inputs}
         versions = {name: ENGINES[name].version() for name in self.settings.engines if name in ENGINES}
         key = fingerprint(self._compiled, [e.label for e in entries], versions, self.settings.seconds)
         facts = self.work.stage("bench", key, [], lambda: bench_entries(
-            self.source.name, entries, threads=self.settings.threads, shapes=shapes, seconds=self.settings.seconds,
-            progress=lambda text: self.show(Event(text))).to_json())
+            self.source.name, entries, threads=self.settings.threads, shapes=self._shapes(),
+            seconds=self.settings.seconds, progress=lambda text: self.show(Event(text))).to_json())
         results = {name: EngineResult(**result) for name, result in facts.pop("engines").items()}
         facts.pop("speedups")
         return BenchResult(engines=results, **facts)
@@ -239,13 +236,6 @@ class Job:
             dense_bytes=self.work.file("dense.bp").stat().st_size, pruned_bytes=self.work.file("net.bp").stat().st_size,
             machine=survey().to_json(), comparison=comparison, recovery=weights["recovery"],
             stages=dict(self.work.seconds), command=self.settings.command)
-
-
-def _count(graph: Graph, changed: dict[str, Array]) -> dict[str, int]:
-    """Weights of the prunable layers, and those that are not zero."""
-    names = {node.inputs[1] for node in graph.nodes if node.op in ("Conv", "Linear")}
-    arrays = [changed.get(name, graph.constants[name]) for name in names]
-    return {"weights": sum(a.size for a in arrays), "kept": sum(int(np.count_nonzero(a)) for a in arrays)}
 
 
 def _layer(row: LayerTime, plan: Plan, dense_ms: float | None) -> LayerFacts:

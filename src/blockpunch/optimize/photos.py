@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from blockpunch.data import Pixels, Preprocess, open_image
-from blockpunch.errors import DataError
 
 
 @dataclass
@@ -39,27 +38,18 @@ def training_pixels(paths: Sequence[Path], size: int, progress: Callable[[int, i
     return result
 
 
-class Crops:
-    """Batches of random crops, mirrored half of the time, from numpy's global generator (which recovery seeds)."""
+def batches(photos: Photos, size: int) -> Any:
+    """Shuffled batches of ``size`` random crops, mirrored half of the time, for the recovery. Needs torch."""
+    import torch
 
-    def __init__(self, photos: Photos, batch: int) -> None:
-        if photos.size > min(photos.pixels.shape[1:3]):
-            raise DataError(f"photos of {photos.pixels.shape[1:3]} pixels are smaller than the input of {photos.size}")
-        self.photos, self.batch = photos, min(batch, len(photos.pixels))
+    from blockpunch.pruning.batches import ImageBatches
 
-    def __len__(self) -> int:
-        return len(self.photos.pixels) // self.batch
+    recipe = photos.preprocess
+    mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in (recipe.mean, recipe.std))
 
-    def __iter__(self) -> Iterator[Any]:
-        import torch
+    def normalise(pixels: Any) -> Any:
+        ordered = pixels.flip(1) if recipe.bgr else pixels
+        return (ordered.float() * recipe.scale - mean) / std
 
-        pixels, size = self.photos.pixels, self.photos.size
-        order = np.random.permutation(len(pixels))  # noqa: NPY002 - recovery restores this generator's state
-        room = [side - size for side in pixels.shape[1:3]]
-        for i in range(len(self)):
-            crops = []
-            for index in order[i * self.batch:(i + 1) * self.batch]:
-                top, left, mirror = (int(np.random.randint(0, n + 1)) for n in (*room, 1))  # noqa: NPY002
-                crop = pixels[index, top:top + size, left:left + size]
-                crops.append(crop[:, ::-1] if mirror else crop)
-            yield torch.from_numpy(self.photos.preprocess.normalise(np.stack(crops)))
+    images = np.ascontiguousarray(photos.pixels.transpose(0, 3, 1, 2))
+    return ImageBatches(images, None, normalise, batch=min(size, len(images)), size=photos.size)

@@ -15,6 +15,7 @@ from blockpunch.errors import MissingExtraError, ModelError
 from blockpunch.graph import load_graph
 from blockpunch.graph.ir import Array, Graph
 from blockpunch.optimize.workfolder import fingerprint
+from blockpunch.plan import Plan
 
 
 class Source(Protocol):
@@ -26,6 +27,10 @@ class Source(Protocol):
 
     def dense_onnx(self, folder: Path) -> Path:
         """The dense network as an ONNX file, written into ``folder`` if it does not come as one."""
+        ...
+
+    def prune(self, plan: Plan, path: Path) -> None:
+        """Write the network as ONNX, pruned in one shot."""
         ...
 
     def write(self, constants: Mapping[str, Array], path: Path) -> None:
@@ -45,28 +50,21 @@ class OnnxSource:
         """The file itself."""
         return self.path
 
+    def prune(self, plan: Plan, path: Path) -> None:
+        """The file with zeros in its weights."""
+        from blockpunch.pruning.onnx_prune import prune_onnx
+
+        prune_onnx(self.path, plan, path)
+
     def write(self, constants: Mapping[str, Array], path: Path) -> None:
-        """The file with other initializers.
+        """The file with other weights.
 
         Raises:
-            ModelError: a constant that is no initializer of the file.
+            ModelError: a weight that is computed in the file, not stored.
         """
-        import onnx
-        from onnx import numpy_helper
+        from blockpunch.pruning.onnx_recover import write_onnx
 
-        model = onnx.load(str(self.path))
-        stored = {tensor.name: tensor for tensor in model.graph.initializer}
-        for name, value in constants.items():
-            tensor = stored.get(name)
-            if tensor is None:
-                raise ModelError(f"the weight '{name}' is computed in the file, not stored", where=str(self.path),
-                                 fix="simplify the model first, or prune without recovery")
-            before = numpy_helper.to_array(tensor)
-            if before.shape != value.shape:  # linear layers of the file may be stored input by output
-                value = np.ascontiguousarray(value.T).reshape(before.shape)
-            tensor.CopyFrom(numpy_helper.from_array(value.astype(before.dtype), name))
-        with atomic_path(path) as temporary:
-            onnx.save(model, str(temporary))
+        write_onnx(self.path, self.graph, constants, path)
 
 
 class ModuleSource:
@@ -87,6 +85,17 @@ class ModuleSource:
         if not path.is_file():
             self._export(self.module, path)
         return path
+
+    def prune(self, plan: Plan, path: Path) -> None:
+        """The module with zeros in its weights; see :meth:`write`."""
+        changed = {}
+        for node in self.graph.nodes:
+            entry = plan.layers.get(node.name)
+            if entry is not None and entry.prunes:
+                weight = self.graph.constants[node.inputs[1]]
+                mask = entry.scheme.mask(weight, entry.rate, conv_groups=int(node.attrs.get("groups", 1)))
+                changed[node.inputs[1]] = np.where(mask, weight, np.zeros((), weight.dtype))
+        self.write(changed, path)
 
     def write(self, constants: Mapping[str, Array], path: Path) -> None:
         """A copy of the module with the new weights, exported; the weights beside it as ``.safetensors``.
