@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import random
+import sys
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 from onnx_oracle import check_model, model_of
 
-from blockpunch.errors import BlockpunchError, DynamicShapeError, ModelError, UnsupportedOperatorError
+from blockpunch.errors import (
+    BlockpunchError,
+    DynamicShapeError,
+    MissingExtraError,
+    ModelError,
+    UnsupportedOperatorError,
+)
 from blockpunch.graph import Graph, load_graph
 from blockpunch.graph.onnx_ops import RULES
 from blockpunch.graph.passes import optimize
@@ -214,6 +222,16 @@ def damaged_source() -> bytes:
     model = model_of(nodes, {"x": (1, 4, 6, 6)}, ["y"], constants)
     check_model(model)
     return model.SerializeToString()
+
+
+@pytest.mark.parametrize("package, model", [("onnx", "net.onnx"), ("torch", torch.nn.Identity())])
+def test_missing_package(package: str, model: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading a model without the package for it names the extra to install."""
+    monkeypatch.setitem(sys.modules, package, None)
+    for module in ("onnx_import", "torch_import"):
+        monkeypatch.delitem(sys.modules, f"blockpunch.graph.{module}", raising=False)
+    with pytest.raises(MissingExtraError, match=f"'{package}'.*not installed(.|\n)*pip install"):
+        load_graph(model, None)
 
 
 def test_integer_input_is_refused() -> None:

@@ -10,6 +10,7 @@ import torch
 from onnx_oracle import assert_close
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import prune
 
 from blockpunch.errors import DynamicShapeError, ModelError, UnsupportedOperatorError
 from blockpunch.graph import Graph, load_graph
@@ -139,6 +140,32 @@ def test_example_kinds_and_modes() -> None:
     graph = load_graph(model, (IMAGE.numpy(),))
     assert [node.op for node in graph] == ["Conv", "BatchNorm"]
     assert (model.training, model[1].training, model[2].training) == (True, False, True)
+
+
+def test_computed_weights() -> None:
+    """Parametrizations and pruning masks are folded away, whatever they are made of."""
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 6, 3)), nn.Conv2d(6, 2, 3))
+    prune.l1_unstructured(model[1], "weight", amount=0.5)
+    graph = check(model, IMAGE)
+    assert [node.inputs[1] for node in graph] == ["0.weight", "1.weight"]
+    assert np.count_nonzero(graph.constants["1.weight"]) == 54
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_floating_point_becomes_float32(dtype: torch.dtype) -> None:
+    model = nn.Sequential(nn.Conv2d(4, 6, 3), nn.ReLU())
+    graph = load_graph(model.to(dtype), IMAGE.to(dtype))
+    reference = model.float()(IMAGE.to(dtype).float()).detach().numpy()
+    assert_close(run(graph, IMAGE.to(dtype).float().numpy()), [reference], 1e-5)
+
+
+def test_results_in_a_dictionary() -> None:
+    class Mapping(nn.Module):
+        def forward(self, x: Tensor) -> dict[str, object]:
+            return {"a": x + 1, "b": [x * 2, None]}
+
+    graph = load_graph(Mapping(), IMAGE)
+    assert graph.outputs == ["output0", "output1"]
 
 
 def test_shared_module_has_unique_names() -> None:

@@ -52,7 +52,9 @@ class GraphBuilder:
 
     def emit(self, op: str, inputs: Sequence[Tensor], **attrs: Any) -> str:
         """Append a node; a shape that does not fit raises GraphError naming the node."""
-        names = tuple(self._constant(item) if isinstance(item, Const) else item for item in inputs)
+        roles = ("input", "weight", "bias") if OPERATORS[op].prunable else ("constant",) * len(inputs)
+        names = tuple(self._constant(item, role) if isinstance(item, Const) else item
+                      for item, role in zip(inputs, roles, strict=False))
         name = self._unique(self.scope or op.lower(), self._names)
         self._names.add(name)
         value = self._unique(name, self.graph.values, self.graph.constants, self._reserved)
@@ -97,9 +99,9 @@ class GraphBuilder:
             self.graph.outputs.append(tensor)
         return self.graph
 
-    def _constant(self, tensor: Const) -> str:
+    def _constant(self, tensor: Const, role: str) -> str:
         array = np.asarray(tensor.array, dtype=np.float32, order="C")
-        base = tensor.name or f"{self.scope}.constant"
+        base = tensor.name or (f"{self.scope}.{role}" if self.scope else role)
         name, number = base, 0
         while name in self.graph.constants or name in self.graph.values:
             known = self.graph.constants.get(name)

@@ -20,7 +20,7 @@ def drop_no_effect(editor: Editor, node: Node) -> bool:
         or (node.op == "Concat" and len(node.inputs) == 1)
         or (node.op == "Clip" and attrs["min"] == -np.inf and attrs["max"] == np.inf)
         or (node.op == "Resize" and same and attrs["scales"] == (1.0, 1.0))
-        or (node.op in ("MaxPool", "AveragePool") and attrs["kernel"] == (1, 1) and same)
+        or (node.op in ("MaxPool", "AveragePool") and attrs["kernel"] == (1, 1) and same and not any(attrs["pads"]))
         or (node.op == "ReduceMean" and same)
         or (node.op in ("Add", "Mul") and same and _is_neutral(editor, node)))
     return idle and editor.bypass(node)
