@@ -10,12 +10,13 @@ import numpy as np
 import typer
 
 from blockpunch.artifact import Artifact
-from blockpunch.artifact import compile as compile_model
 from blockpunch.atomic import write_atomic
+from blockpunch.build import compile as compile_model
 from blockpunch.cli import show
 from blockpunch.cli.options import Json, Model, Output, Shape, Threads, check_output, parse_shapes
 from blockpunch.errors import InputError, OutputError
 from blockpunch.measure.layers import LayerTime, static_layers, time_layers
+from blockpunch.optimize import Event
 from blockpunch.runtime.session import Session
 from blockpunch.target import TARGET_NAMES, Target
 
@@ -25,12 +26,16 @@ def compile_(
     output: Output,
     target: Annotated[str, typer.Option("--target", help=f"One of: {', '.join(TARGET_NAMES)}.")] = "host",
     threads: Threads = 1,
+    tune: Annotated[float, typer.Option("--tune", metavar="SECONDS", min=0.0,
+                                        help="Time to spend on measuring schedules on this machine.")] = 0.0,
     shape: Shape = None,
 ) -> None:
     """Compile an ONNX file, with whatever zeros its weights have, into a .bp file."""
     check_output(output)
     start = time.monotonic()
-    artifact = compile_model(model, target=Target.named(target), shape=parse_shapes(shape), threads=threads)
+    with show.Watching() as watching:
+        artifact = compile_model(model, target=Target.named(target), shape=parse_shapes(shape), threads=threads,
+                                 tune_s=tune, progress=lambda text, done: watching(Event(text, done, 1.0)))
     artifact.save(output)
     macs, kept = (sum(getattr(layer, key) for layer in artifact.layers) for key in ("macs", "kept_macs"))
     show.line(f"{output}: {show.megabytes(output.stat().st_size)}, {kept / 1e6:.1f} of {macs / 1e6:.1f} MMAC, "

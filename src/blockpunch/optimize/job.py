@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from blockpunch.artifact import Artifact
-from blockpunch.artifact import compile as compile_model
 from blockpunch.atomic import write_text
+from blockpunch.build import compile as compile_model
 from blockpunch.errors import DataError, PlanError
 from blockpunch.graph import load_graph
 from blockpunch.graph.summary import summarize

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
-from blockpunch.artifact import compile as compile_model
+from blockpunch.build import compile as compile_model
 from blockpunch.measure.engines.base import Array, Engine, Shapes
 from blockpunch.runtime.session import Session
 
