@@ -64,11 +64,14 @@ class GraphBuilder:
         self.graph.values[value] = Value(value, shape)
         return value
 
-    def rename(self, old: str, new: str) -> bool:
-        """Call the value of a node ``new``; False if that name is taken or ``old`` is an input of the graph."""
+    def rename(self, old: str, new: str, since: int = 0) -> bool:
+        """Call the value of a node ``new``; False if that name is taken or ``old`` is an input of the graph.
+
+        ``since`` is the index of a node before which nothing reads or writes ``old``.
+        """
         if old in self.graph.inputs or new in self.graph.values or new in self.graph.constants:
             return False
-        for index, node in enumerate(self.graph.nodes):
+        for index, node in enumerate(self.graph.nodes[since:], since):
             if old in node.inputs or old in node.outputs:
                 swap = {old: new}
                 self.graph.nodes[index] = Node(

@@ -69,6 +69,9 @@ def _load(model: str | Path | onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
     except FileNotFoundError as error:
         raise ModelError(f"its external data is missing ({error})", where=str(path),
                          fix="keep the data file beside the model") from error
+    except PermissionError as error:
+        raise ModelError(f"cannot be read ({error.strerror})", where=str(path), fix="check the file's permissions"
+                         ) from error
     except Exception as error:  # protobuf and onnx raise many kinds; all mean that the file cannot be read
         if "data" in type(error).__name__.lower() or "external" in str(error).lower():
             raise ModelError(f"its external data cannot be read ({error})", where=str(path),
@@ -162,7 +165,7 @@ class _Importer:
                 self.refused.append(f"{node.op_type} '{label}'")
             self.broken.update(node.output)
             return
-        known = set(self.builder.graph.values)
+        start = len(self.builder.graph.nodes)
         try:
             results = self._translate(node)
         except Unsupported as reason:
@@ -177,8 +180,9 @@ class _Importer:
             raise ModelError(f"its attributes or inputs are not those of a {node.op_type} "
                              f"({type(error).__name__}: {error})", where=f"{self.where}, {node.op_type} '{label}'",
                              fix="the file is damaged, or was written by a faulty exporter") from error
+        emitted = {name for item in self.builder.graph.nodes[start:] for name in item.outputs}
         for name, tensor in zip(node.output, results, strict=False):
-            if isinstance(tensor, str) and tensor not in known and self.builder.rename(tensor, name):
+            if isinstance(tensor, str) and tensor in emitted and self.builder.rename(tensor, name, start):
                 tensor = name
             self.tensors[name] = tensor
 
@@ -189,6 +193,8 @@ class _Importer:
         if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
             raise Unsupported("control flow")
         if all(tensor is None or isinstance(tensor, Const) for tensor in inputs):
+            if node.op_type.startswith(("Random", "Bernoulli", "Multinomial")):
+                raise Unsupported("random numbers")
             return self._fold(node, inputs)
         rule = RULES.get(node.op_type)
         if rule is None:

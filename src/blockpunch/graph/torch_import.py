@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -50,7 +51,10 @@ def from_torch(model: torch.nn.Module | torch.export.ExportedProgram, example: A
     """
     program = model if isinstance(model, torch.export.ExportedProgram) else _capture(model, example)
     where = type(model).__name__
-    graph = _Importer(program.run_decompositions({}), where).run()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")  # torch about its own internals
+        program = program.run_decompositions({})  # no decomposition, but in-place operators become pure ones
+    graph = _Importer(program, where).run()
     check_weights(graph)
     try:
         verify(graph, "import")
