@@ -1,0 +1,98 @@
+"""Generated C under the address and undefined-behaviour sanitizers, with every array of exactly its size."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import conv_cases
+import numpy as np
+import other_cases
+import pytest
+from harness import Bundle, differences
+from random_cases import network
+
+from blockpunch.compiler import compile_graph, toolchain
+from blockpunch.graph import interpreter
+from blockpunch.target import Target
+
+# Reads weights and inputs from files, runs with scratch memory full of NaN, and writes the outputs to a file.
+DRIVER = r"""
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "bp_model.h"
+static void split(void *pool, void (*task)(void *, int, int, int), void *arg, int n) {
+  int ranges = *(int *)pool;
+  for (int r = ranges; r-- > 0;) {
+    int begin = (int)((int64_t)n * r / ranges), end = (int)((int64_t)n * (r + 1) / ranges);
+    if (begin < end) task(arg, begin, end, r);
+  }
+}
+/* exactly `bytes` that may be touched, `shift` bytes past what malloc gives */
+static char *take(FILE *file, size_t bytes, size_t align, size_t shift) {
+  char *p = align > 16 ? aligned_alloc(align, bytes) : malloc(bytes + shift);
+  if (!p || (file && fread(p + shift, 1, bytes, file) != bytes)) exit(3);
+  if (!file) memset(p + shift, 0xff, bytes);
+  return p + shift;
+}
+static size_t size_of(const bp_tensor *t) {
+  size_t n = sizeof(float);
+  for (int d = 0; d < t->rank; d++) n *= (size_t)t->shape[d];
+  return n;
+}
+int main(int argc, char **argv) {
+  const bp_model *m = &bp_model_info;
+  if (argc != 5 || m->abi != BP_MODEL_ABI) return 2;
+  int ranges = atoi(argv[4]);
+  FILE *weights_file = fopen(argv[1], "rb"), *in_file = fopen(argv[2], "rb"), *out_file = fopen(argv[3], "wb");
+  void *weights = take(weights_file, m->weights_bytes, 64, 0), *scratch = take(NULL, m->scratch_bytes, 64, 0);
+  const float *in[64];
+  float *out[256];
+  for (int i = 0; i < m->n_inputs; i++) in[i] = (float *)take(in_file, size_of(m->inputs + i), 0, 4);
+  for (int i = 0; i < m->n_outputs; i++) out[i] = (float *)take(NULL, size_of(m->outputs + i), 0, 4);
+  bp_env env = {split, &ranges, 0, 0};
+  bp_model_run(weights, scratch, in, out, &env);
+  for (int i = 0; i < m->n_outputs; i++) fwrite(out[i], 1, size_of(m->outputs + i), out_file);
+  for (int i = 0; i < m->n_inputs; i++) free((char *)in[i] - 4);
+  for (int i = 0; i < m->n_outputs; i++) free((char *)out[i] - 4);
+  free(weights);
+  free(scratch);
+  return fclose(weights_file) + fclose(in_file) + fclose(out_file);
+}
+"""
+
+CASES: list[tuple[str, Callable[[], Bundle], str]] = [
+    ("convolutions", conv_cases.conv_kernels, "x86-64-v4"), ("maps", conv_cases.conv_maps, "x86-64-v3"),
+    ("depthwise", conv_cases.depthwise, "x86-64-v4"), ("zeros", conv_cases.zeros, "x86-64"),
+    ("linear", conv_cases.linear, "x86-64-v3"), ("windows", other_cases.windows, "x86-64-v4"),
+    ("concats", other_cases.concats, "x86-64-v3"), ("movement", other_cases.movement, "x86-64-v4"),
+    ("network", lambda: network(5, 40), "x86-64-v3"),
+]
+
+
+@pytest.mark.parametrize(("bundle", "target"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
+def test_nothing_outside_its_arrays(tmp_path: Path, bundle: Callable[[], Bundle], target: str) -> None:
+    chosen = Target.named(target)
+    compiler = toolchain.find_compiler(chosen)
+    if compiler.kind == "zig" or not chosen.runs_here()[0]:
+        pytest.skip("needs sanitizers, which zig lacks, and a CPU that runs the code")
+    b = bundle()
+    program = compile_graph(b.graph, chosen, threads_hint=2)
+    sources = {**program.source, **toolchain.model_header(), "main.c": DRIVER}
+    binary = tmp_path / "run"
+    binary.write_bytes(compiler.build_executable(sources, chosen, sanitize=True, flags=("-O0",)))
+    binary.chmod(0o755)
+    inputs = b.sample()
+    (tmp_path / "weights").write_bytes(program.weights)
+    (tmp_path / "in").write_bytes(b"".join(array.tobytes() for array in inputs))
+    done = subprocess.run([binary, "weights", "in", "out", "3"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[:6000]
+    assert "runtime error" not in done.stderr
+    expected = list(interpreter.run(b.graph, inputs).values())
+    flat = np.fromfile(tmp_path / "out", np.float32)
+    parts = np.split(flat, np.cumsum([array.size for array in expected]))[:-1]
+    found = [part.reshape(array.shape) for part, array in zip(parts, expected, strict=True)]
+    wrong = {name: error for name, error in differences(b.graph, found, expected).items() if error > 1e-4}
+    assert not wrong
