@@ -7,7 +7,8 @@ from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from blockpunch.artifact import Artifact, compile
+    from blockpunch.artifact import Artifact
+    from blockpunch.build import compile
     from blockpunch.errors import (
         ArtifactError,
         BenchmarkError,
@@ -77,7 +78,7 @@ _HOME = {
     "Scheme": "schemes",
     "Session": "runtime.session",
     "Target": "target",
-    "compile": "artifact",
+    "compile": "build",
     "load_graph": "graph",
 }
 

@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from blockpunch import atomic
-from blockpunch.errors import ArtifactError, MissingExtraError
+from blockpunch.errors import ArtifactError
 from blockpunch.manifest import LayerRecord, Manifest, TensorSpec
 from blockpunch.target import Target
 
@@ -169,46 +169,6 @@ class Artifact:
         if self.library is not None:
             members[self.manifest.library_member] = self.library
         return members
-
-
-def compile(model: Any, example: Any = None, *, target: Target | str | None = None,
-            shape: Mapping[str, tuple[int, ...]] | None = None, threads: int = 1, build: bool = True,
-            keep_dir: str | os.PathLike[str] | None = None) -> Artifact:
-    """Compile a trained network into native code; zeros in its weights are left out of the work.
-
-    Args:
-        model: an ONNX path, ``ModelProto``, ``torch.nn.Module``, exported program or :class:`Graph`.
-        example: example input(s), needed for a ``Module``.
-        target: the core to build for: a :class:`Target`, its name, or ``None`` for this machine.
-        shape: input name to shape, for models whose inputs have open dimensions.
-        threads: how many threads it will mostly run on (a hint; any number works).
-        build: ``False`` writes the C only, for a machine that will build it itself.
-        keep_dir: folder to keep the sources and the full build log in.
-
-    Raises:
-        ModelError: the model cannot be read; the subclasses say why.
-        ToolchainError: no C compiler, or it failed.
-        TargetError: unknown target.
-    """
-    chosen = target if isinstance(target, Target) else Target.named(target or "host")
-    try:
-        # Late: running a compiled network must not need what compiling one does.
-        from blockpunch.compiler import compile_graph, toolchain
-        from blockpunch.graph import load_graph
-        from blockpunch.graph.passes import optimize
-
-        graph = optimize(load_graph(model, example, shape=dict(shape) if shape else None))
-        program = compile_graph(graph, chosen, threads_hint=threads)
-    except ModuleNotFoundError as error:
-        if error.name not in ("onnx", "jinja2"):
-            raise
-        raise MissingExtraError(error.name, "compile", "compiling a network") from error
-    runtime = toolchain.runtime_sources()
-    made = None
-    if build:
-        made = toolchain.find_compiler(chosen).build({**program.source, **runtime}, chosen,
-                                                     keep_dir=Path(keep_dir) if keep_dir is not None else None)
-    return Artifact.from_program(program, chosen, runtime, made)
 
 
 def _tensors(pairs: Any) -> tuple[TensorSpec, ...]:

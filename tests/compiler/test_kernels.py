@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from random_cases import Spec, bundle_of, convolutions, network
 
-from blockpunch.artifact import Artifact, compile
+from blockpunch.artifact import Artifact
+from blockpunch.build import compile
 from blockpunch.compiler import compile_graph
 from blockpunch.errors import UnsupportedOperatorError
 from blockpunch.graph import interpreter

@@ -6,27 +6,31 @@ legalise (strides into phases) -> kernels (who computes what) -> layout (planes,
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from blockpunch.compiler.emit import Tables, emit
 from blockpunch.compiler.kernels import Context, Step, kernels_for
 from blockpunch.compiler.layout import Needs, assign
 from blockpunch.compiler.legalise import legalise
 from blockpunch.compiler.memory import plan
-from blockpunch.compiler.program import Blob, Program, StepInfo
+from blockpunch.compiler.program import Blob, Choice, Options, Program, StepInfo
 from blockpunch.graph.ir import Graph
 from blockpunch.target import Target
 
 MAX_THREADS = 64
 
-__all__ = ["Program", "StepInfo", "compile_graph"]
+__all__ = ["Choice", "Options", "Program", "StepInfo", "compile_graph"]
 
 
-def compile_graph(graph: Graph, target: Target, *, threads_hint: int = 1) -> Program:
+def compile_graph(graph: Graph, target: Target, *, threads_hint: int = 1,
+                  choices: Mapping[str, Choice] | None = None) -> Program:
     """Compile an optimised graph to C for ``target``.
 
     Args:
         graph: after :func:`blockpunch.graph.passes.optimize`; zeros in its weights are left out.
         target: the core to compile for.
         threads_hint: threads that will usually run it; finer work for more threads.
+        choices: node name -> schedule, where measurement has decided; the model decides elsewhere.
 
     Raises:
         UnsupportedOperatorError: lists every node that no kernel takes.
@@ -37,7 +41,7 @@ def compile_graph(graph: Graph, target: Target, *, threads_hint: int = 1) -> Pro
     for node, kernel in pairs:
         kernel.needs(node, legal, needs, target)
     layout = assign(legal, needs, target.vector_floats)
-    ctx = Context(legal, target, layout, Blob(), threads_hint)
+    ctx = Context(legal, target, layout, Blob(), threads_hint, choices or {})
     lowered = [kernel.lower(node, ctx) for node, kernel in pairs]
     steps: list[Step] = [step for step in lowered if step is not None and step.units]
     outside = {*legal.inputs, *legal.outputs}
@@ -48,4 +52,5 @@ def compile_graph(graph: Graph, target: Target, *, threads_hint: int = 1) -> Pro
     weights = ctx.blob.tobytes()
     tables = Tables({ctx.buffer(root): at for root, at in places.items()}, len(weights), floats * 4, MAX_THREADS)
     source = emit(graph.name, target, steps, inputs, outputs, tables)
-    return Program(graph.name, {"model.c": source}, weights, floats * 4, inputs, outputs, [s.info for s in steps])
+    return Program(graph.name, {"model.c": source}, weights, floats * 4, inputs, outputs, [s.info for s in steps],
+                   ctx.options)

@@ -7,8 +7,8 @@ taps at fixed distances from the output pixel and no im2col exists::
     0 0 0 0 0 0 0 a a a a 0 a a a a 0 ... 0   of that row and the left margin of the next
 
 Layers that walk the flat plane with one index for input and output must agree on the row stride; those values form a
-*stride group*. Concatenated and sliced values are views into one buffer (no copies); those form an *alias set* and share
-the whole plane geometry. Everything that is not a 4-D map of more than one pixel is contiguous ("flat").
+*stride group*. Concatenated and sliced values are views into one buffer (no copies); those form an *alias set* and
+share the whole plane geometry. Everything that is not a 4-D map of more than one pixel is contiguous ("flat").
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CACHE_LINE_FLOATS = 16
 
 @dataclass(frozen=True)
 class Plane:
-    """Geometry of one channel plane, in floats. ``zero_margin``: someone reads the margin, so its writer must zero it."""
+    """Geometry of one channel plane, in floats. ``zero_margin``: the margin is read, so its writer must zero it."""
 
     h: int
     w: int

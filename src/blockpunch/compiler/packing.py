@@ -1,7 +1,7 @@
 """Blocked compressed storage (BCS): any pattern of zeros as row blocks with shared column lists.
 
-The weights of a layer are a matrix ``[filters, columns]``, a column being one (input channel, ky, kx). A *row block* of P
-filters stores the columns in which any of them has a weight, and a dense panel ``columns x P``. P = 1 is unstructured,
+The weights of a layer are a matrix ``[filters, columns]``, a column being one (input channel, ky, kx). A *row block* of
+P filters stores the columns in which any of them has a weight, and a dense panel ``columns x P``. P = 1 is unstructured,
 P = 8 with 8 x q block-punched zeros stores no zero at all, and with every column in every list it is dense.
 """
 
@@ -64,7 +64,7 @@ def heights(filters: int, height: int) -> list[tuple[int, int]]:
 
 
 def stored_columns(nonzero: npt.NDArray[np.bool_], height: int) -> Iterator[tuple[int, Ints]]:
-    """(P, columns per block) of each segment, for rows already in order: what a cost model needs, without the panels."""
+    """(P, columns per block) of each segment, for rows already in order: all that a cost model needs."""
     start = 0
     for p, rows in heights(len(nonzero), height):
         part = nonzero[start:start + rows].reshape(rows // p, p, -1).any(axis=1)

@@ -38,6 +38,38 @@ class StepInfo:
     reason: str = ""
 
 
+@dataclass(frozen=True, order=True)
+class Choice:
+    """The tunable part of a convolution's schedule.
+
+    Attributes:
+        height: P, filters per row block.
+        vectors: pixel vectors per register tile.
+        chunk: pixel vectors that all row blocks sweep before the next chunk.
+        grouped: whether filters with equal column lists were brought side by side.
+    """
+
+    height: int
+    vectors: int
+    chunk: int
+    grouped: bool
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a tuner may choose for one layer.
+
+    Attributes:
+        key: the layer's shape and the statistics of its zeros; equal keys run alike.
+        choices: the best by the model first.
+        chosen: the one that was compiled.
+    """
+
+    key: str
+    choices: tuple[Choice, ...]
+    chosen: Choice
+
+
 @dataclass(frozen=True)
 class Program:
     """A compiled network before the C compiler: freestanding C that exports the ABI of ``bp_model.h``.
@@ -50,6 +82,7 @@ class Program:
         inputs: (name, shape) of each input; contiguous float32.
         outputs: (name, shape) of each output; contiguous float32.
         steps: one record per step, in order of execution.
+        options: node name -> what a tuner may choose there.
     """
 
     name: str
@@ -59,6 +92,7 @@ class Program:
     inputs: list[tuple[str, tuple[int, ...]]]
     outputs: list[tuple[str, tuple[int, ...]]]
     steps: list[StepInfo]
+    options: dict[str, Options] = field(default_factory=dict)
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """Choosing how a convolution runs: block height P, vectors per tile, pixels per chunk, by modelled cycles.
 
-One column of a tile of ``r`` filters x ``v`` vectors is bound by its multiply-adds (two per cycle), by the latency of one
-multiply-add, or by its loads: ``v`` input vectors and ``r`` broadcast weights. What an input vector costs depends on
+One column of a tile of ``r`` filters x ``v`` vectors is bound by its multiply-adds (two per cycle), by the latency of
+one multiply-add, or by its loads: ``v`` input vectors and ``r`` broadcast weights. What an input vector costs depends on
 where the *slab* of a chunk lives, that is all input channels of the chunk's pixels, which every row block sweeps again;
 a smaller chunk has a smaller slab, but streams all the weights once more. The constants were fitted to layers measured
 inside running networks, on an AVX-512 core; they only have to *order* the choices. No sparsity threshold is involved.
@@ -9,19 +9,20 @@ inside running networks, on an AVX-512 core; they only have to *order* the choic
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from blockpunch.compiler.packing import Floats, Ints, row_orders, stored_columns
+from blockpunch.compiler.program import Choice
 from blockpunch.target import Target
 
 HEIGHTS = (1, 2, 4, 6, 8, 12, 16)
 _FMA_PER_CYCLE, _FMA_LATENCY = 2.0, 4.0
 _BROADCAST_CYCLES = 0.5
 _TILE_CYCLES, _STORE_CYCLES = 14.0, 1.2
+_WORST = 1.6  # schedules that the model finds this much slower than its best are not options
 _SPLIT_LINES = 1.35  # a vector of a shifted row lies on two cache lines more often than not
 
 
@@ -30,16 +31,12 @@ class Schedule:
     """How one convolution runs.
 
     Attributes:
-        height: P, filters per row block.
-        vectors: pixel vectors per register tile.
-        chunk: pixel vectors that all row blocks sweep before the next chunk.
+        choice: block height, tile and chunk.
         order: the filters in the order of the rows.
         cycles: modelled cycles of the layer.
     """
 
-    height: int
-    vectors: int
-    chunk: int
+    choice: Choice
     order: npt.NDArray[np.intp]
     cycles: float
 
@@ -66,28 +63,28 @@ def tile_vectors(target: Target, height: int) -> int:
     return max((target.registers - 1) // (height + 1), 0)
 
 
-def choose(weights: Floats, geometry: Geometry, target: Target) -> Schedule:
-    """The schedule of least modelled cycles for ``weights`` [filters, columns], zeros included."""
-    return min(options(weights, geometry, target), key=lambda s: s.cycles)
+def options(weights: Floats, geometry: Geometry, target: Target) -> list[Schedule]:
+    """Every schedule worth comparing for ``weights`` [filters, columns], the best by the model first."""
+    nonzero = weights != 0
+    found = []
+    for grouped, order in enumerate(row_orders(weights)):
+        ordered = nonzero[order]
+        for height in HEIGHTS:
+            most = min(tile_vectors(target, height), geometry.vectors)
+            if most == 0 or (height > len(weights) and height > 1):
+                continue
+            segments = list(stored_columns(ordered, height))
+            for tile in sorted({most, max(most - 1, 1), max(most * 2 // 3, 1)}, reverse=True):
+                for chunk in _chunks(tile, geometry):
+                    cycles = _cycles(segments, tile, chunk, geometry, target)
+                    found.append(Schedule(Choice(height, tile, chunk, bool(grouped)), order, cycles))
+    found.sort(key=lambda s: s.cycles)  # stable: the plainest first among equals
+    return [s for s in found if s.cycles <= _WORST * found[0].cycles]
 
 
 def dense_cycles(weights: Floats, geometry: Geometry, target: Target) -> float:
     """Modelled cycles of the layer if it had no zeros."""
-    return min(s.cycles for s in options(np.ones_like(weights), geometry, target))
-
-
-def options(weights: Floats, geometry: Geometry, target: Target) -> Iterator[Schedule]:
-    """Every schedule worth comparing, with its modelled cycles; the plainest first among equals."""
-    nonzero = weights != 0
-    for order in row_orders(weights):
-        ordered = nonzero[order]
-        for height in HEIGHTS:
-            tile = min(tile_vectors(target, height), geometry.vectors)
-            if tile == 0 or (height > len(weights) and height > 1):
-                continue
-            segments = list(stored_columns(ordered, height))
-            for chunk in _chunks(tile, geometry):
-                yield Schedule(height, tile, chunk, order, _cycles(segments, tile, chunk, geometry, target))
+    return options(np.ones_like(weights), geometry, target)[0].cycles
 
 
 def _chunks(tile: int, geometry: Geometry) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -12,7 +12,7 @@ import jinja2
 
 from blockpunch.compiler.expressions import apply, number
 from blockpunch.compiler.layout import Layout, Needs, View
-from blockpunch.compiler.program import Blob, StepInfo
+from blockpunch.compiler.program import Blob, Choice, Options, StepInfo
 from blockpunch.graph.ir import Array, FusedOp, Graph, Node
 from blockpunch.target import Target
 
@@ -39,13 +39,15 @@ class Step:
 
 @dataclass(frozen=True)
 class Context:
-    """All that a kernel may look at while it lowers a node."""
+    """All that a kernel may look at while it lowers a node; ``options`` is where it says what a tuner may choose."""
 
     graph: Graph
     target: Target
     layout: Layout
     blob: Blob
     threads: int
+    choices: Mapping[str, Choice]
+    options: dict[str, Options] = field(default_factory=dict)
 
     def view(self, name: str) -> View:
         """Where a value lives."""
@@ -137,4 +139,4 @@ def _templates() -> jinja2.Environment:
 
 def render(template: str, **variables: Any) -> str:
     """Fill a C template."""
-    return _templates().get_template(template).render(**variables)
+    return str(_templates().get_template(template).render(**variables))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 
 import numpy as np
@@ -21,7 +22,7 @@ from blockpunch.compiler.kernels.base import (
 from blockpunch.compiler.layout import Margin, Needs, Plane, View, flat_vectors, is_map
 from blockpunch.compiler.legalise import as_matrix
 from blockpunch.compiler.packing import Floats, Ints, Segment, pack
-from blockpunch.compiler.program import StepInfo
+from blockpunch.compiler.program import Choice, Options, StepInfo
 from blockpunch.graph.ir import FusedOp, Graph, Node
 from blockpunch.target import Target
 
@@ -51,12 +52,16 @@ class Conv(Kernel):
         matrix = as_matrix(weights, node.attrs["groups"])
         vectors = flat_vectors([x.plane, y.plane], y.shape[2], ctx.target.vector_floats)
         geometry = schedule.Geometry(vectors, x.shape[1], ctx.threads)
-        chosen = schedule.choose(matrix, geometry, ctx.target)
+        found = schedule.options(matrix, geometry, ctx.target)
+        wanted = ctx.choices.get(node.name)
+        chosen = next((s for s in found if s.choice == wanted), found[0])
+        ctx.options[node.name] = Options(_key(node, matrix, found, geometry), tuple(s.choice for s in found),
+                                         chosen.choice)
         gain = schedule.dense_cycles(matrix, geometry, ctx.target) / chosen.cycles
-        segments = pack(matrix, chosen.order, chosen.height)
+        segments = pack(matrix, chosen.order, chosen.choice.height)
         offsets = column_offsets(node, x, weights.shape[1] * node.attrs["groups"])
-        emitted = [_segment(node, s, chosen, offsets, vectors, x, y, ctx) for s in segments]
-        return Step(info=_info(node, ctx, matrix, segments, chosen, gain), units=sum(u for u, _, _ in emitted),
+        emitted = [_segment(node, s, chosen.choice, offsets, vectors, x, y, ctx) for s in segments]
+        return Step(info=_info(node, ctx, matrix, segments, chosen.choice, gain), units=sum(u for u, _, _ in emitted),
                     body=in_sequence([(u, body) for u, body, _ in emitted]),
                     reads=tuple(ctx.view(n).root for n in (node.inputs[0], *operands(node))), writes=(y.root,),
                     helpers={"conv_layer": render("conv_layer.c.j2"), **{k: t for _, _, h in emitted
@@ -103,7 +108,7 @@ def biases(node: Node, ctx: Context, filters: int) -> Floats:
     return np.zeros(filters, np.float32)
 
 
-def _segment(node: Node, segment: Segment, chosen: schedule.Schedule, offsets: Ints, vectors: int, x: View, y: View,
+def _segment(node: Node, segment: Segment, chosen: Choice, offsets: Ints, vectors: int, x: View, y: View,
              ctx: Context) -> tuple[int, str, dict[str, str]]:
     """(units, C statements, helper functions) of the row blocks of one height."""
     assert y.plane
@@ -134,7 +139,14 @@ def _segment(node: Node, segment: Segment, chosen: schedule.Schedule, offsets: I
     return units, f"const conv_layer layer = {{{layer}}};\n{name}({pointers}, begin, end);", {name: helper}
 
 
-def _info(node: Node, ctx: Context, matrix: Floats, segments: list[Segment], chosen: schedule.Schedule,
+def _key(node: Node, matrix: Floats, found: list[schedule.Schedule], geometry: schedule.Geometry) -> str:
+    """What decides how fast each choice is: the layer's shape, and how its zeros pack."""
+    zeros = sorted({(s.choice.height, s.choice.grouped, round(s.cycles)) for s in found})
+    text = repr((matrix.shape, node.attrs["taps"], geometry, epilogue_name(node.epilogue), zeros))
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def _info(node: Node, ctx: Context, matrix: Floats, segments: list[Segment], chosen: Choice,
           gain: float) -> StepInfo:
     shape = ctx.graph.shape(node.outputs[0])
     pixels = shape[0] * shape[2] * shape[3]

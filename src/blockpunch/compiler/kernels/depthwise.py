@@ -1,7 +1,7 @@
 """Depthwise convolutions: one filter per channel, few multiply-adds per value moved, so what counts is loads.
 
-Two forms. *Rows*: a tile of a few output rows by one vector, so that an input row that is loaded once serves all output
-rows that it touches; any row stride, stride 2 in place. *Flat*: vectors along the flat plane, across row ends, for small
+Two forms. *Rows*: a tile of a few output rows by one vector, so that an input row that is loaded once serves all
+output rows that it touches; any row stride, stride 2 in place. *Flat*: vectors along the flat plane, across row ends, for small
 maps of stride 1 where a row would leave most of a vector empty.
 """
 
@@ -77,7 +77,7 @@ def _flat(node: Node, graph: Graph, target: Target) -> bool:
     reach = max(t[1] for t in taps) - min(t[1] for t in taps)
     flat = -(-oh * (ow + 1) // width) * len(taps)
     rows = -(-oh // _TILE_ROWS[1]) * -(-ow // width) * len({t[2] for t in taps}) * (_TILE_ROWS[1] + reach)
-    return flat < rows
+    return bool(flat < rows)
 
 
 def _lower_flat(node: Node, x: View, y: View, ctx: Context) -> tuple[str, str, str, dict[str, Any]]:

@@ -110,4 +110,5 @@ def _segment(node: Node, segment: Segment, offsets: Ints, rows: int, x: View, y:
     }
     layer = ", ".join(f".{k} = {v}" for k, v in fields.items())
     pointers = ", ".join(["&layer", *(ctx.pointer(view) for view in (x, y, *residuals))])
-    return rows * segment.blocks, f"const dot_layer layer = {{{layer}}};\n{name}({pointers}, begin, end);", {name: helper}
+    body = f"const dot_layer layer = {{{layer}}};\n{name}({pointers}, begin, end);"
+    return rows * segment.blocks, body, {name: helper}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import prod
+from typing import ClassVar
 
 from blockpunch.compiler.expressions import BINARY, UNARY, apply, number
 from blockpunch.compiler.kernels.base import Context, Kernel, Step, core_inputs, epilogue_code, in_sequence, operands
@@ -139,7 +140,7 @@ class Move(Kernel):
     """Reshape, Transpose, Slice and Concat: copies, where a view will not do."""
 
     kind = "move"
-    _parts: dict[str, Callable[[Node, Context], list[Part]]] = {
+    _parts: ClassVar[dict[str, Callable[[Node, Context], list[Part]]]] = {
         "Reshape": _reshape, "Transpose": _transpose, "Slice": _slice, "Concat": _concat}
 
     def accepts(self, node: Node, graph: Graph) -> bool:
@@ -216,5 +217,5 @@ class MatMul(Kernel):
                          f"o[j * {y.strides[-1]}] = x; }}")
         macs = prod(y.shape) * k
         step = finish(node, self.kind, ctx, [(prod(batch) * m, "\n".join([*lines, "}"]))])
-        info = StepInfo(node.name, self.kind, node.path, macs=macs, kept_macs=macs, reason="two activations: no weights")
+        info = StepInfo(node.name, self.kind, node.path, macs=macs, kept_macs=macs, reason="two activations")
         return Step(info, step.units, step.body, step.reads, step.writes)

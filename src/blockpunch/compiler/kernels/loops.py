@@ -14,7 +14,7 @@ _SPLIT = 4096
 
 @dataclass(frozen=True)
 class Operand:
-    """One side of a loop nest: the C address of its first element and a stride per dimension (0 where it broadcasts)."""
+    """One side of a loop nest: the C address of its first element, and a stride per dimension (0: it broadcasts)."""
 
     pointer: str
     strides: tuple[int, ...]
