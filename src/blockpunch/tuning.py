@@ -1,9 +1,9 @@
 """Auto-tuning: every layer's schedules, measured inside the running network, where caches are as warm as they will be.
 
-Each round compiles the whole network with the next untried schedule of every layer, runs it, and takes the time of each
-step; after a few rounds each layer has its best. What was measured is appended to a store at once, keyed by the
-layer's shape and zeros, the CPU and the version of the kernels: tuning can be interrupted, resumes, and a second network
-with the same layers is tuned already.
+Each round compiles the whole network with the next untried schedule of every layer, runs it, and takes the time of
+each step; after a few rounds each layer has its best. What was measured is appended to a store at once, keyed by the
+layer's shape and zeros, the CPU and the version of the kernels: tuning can be interrupted, resumes, and a second
+network with the same layers is tuned already.
 """
 
 from __future__ import annotations

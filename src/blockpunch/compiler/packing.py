@@ -1,8 +1,9 @@
 """Blocked compressed storage (BCS): any pattern of zeros as row blocks with shared column lists.
 
-The weights of a layer are a matrix ``[filters, columns]``, a column being one (input channel, ky, kx). A *row block* of
-P filters stores the columns in which any of them has a weight, and a dense panel ``columns x P``. P = 1 is unstructured,
-P = 8 with 8 x q block-punched zeros stores no zero at all, and with every column in every list it is dense.
+The weights of a layer are a matrix ``[filters, columns]``, a column being one (input channel, ky, kx). A *row block*
+of P filters stores the columns in which any of them has a weight, and a dense panel ``columns x P``. P = 1 is
+unstructured, P = 8 with 8 x q block-punched zeros stores no zero at all, and with every column in every list it is
+dense.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """Choosing how a convolution runs: block height P, vectors per tile, pixels per chunk, by modelled cycles.
 
 One column of a tile of ``r`` filters x ``v`` vectors is bound by its multiply-adds (two per cycle), by the latency of
-one multiply-add, or by its loads: ``v`` input vectors and ``r`` broadcast weights. What an input vector costs depends on
-where the *slab* of a chunk lives, that is all input channels of the chunk's pixels, which every row block sweeps again;
-a smaller chunk has a smaller slab, but streams all the weights once more. The constants were fitted to layers measured
-inside running networks, on an AVX-512 core; they only have to *order* the choices. No sparsity threshold is involved.
+one multiply-add, or by its loads: ``v`` input vectors and ``r`` broadcast weights. What an input vector costs depends
+on where the *slab* of a chunk lives, that is all input channels of the chunk's pixels, which every row block sweeps
+again; a smaller chunk has a smaller slab, but streams all the weights once more. The constants were fitted to layers
+measured inside running networks, on an AVX-512 core; they only have to *order* the choices. No sparsity threshold is
+involved.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Depthwise convolutions: one filter per channel, few multiply-adds per value moved, so what counts is loads.
 
 Two forms. *Rows*: a tile of a few output rows by one vector, so that an input row that is loaded once serves all
-output rows that it touches; any row stride, stride 2 in place. *Flat*: vectors along the flat plane, across row ends, for small
-maps of stride 1 where a row would leave most of a vector empty.
+output rows that it touches; any row stride, stride 2 in place. *Flat*: vectors along the flat plane, across row ends,
+for small maps of stride 1 where a row would leave most of a vector empty.
 """
 
 from __future__ import annotations
