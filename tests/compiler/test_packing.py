@@ -1,0 +1,125 @@
+"""Blocked compressed storage: nothing is lost, nothing is counted wrong, and the structure in the zeros is found."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from harness import Bundle
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from blockpunch.compiler import StepInfo, compile_graph
+from blockpunch.compiler.packing import heights, pack, row_orders, stored_columns, unpack
+from blockpunch.target import Target
+
+
+@st.composite
+def matrices(draw: st.DrawFn) -> np.ndarray:
+    """Weights with zeros of any kind: single ones, whole rows and columns, blocks of rows."""
+    rows, columns = draw(st.integers(1, 40)), draw(st.integers(1, 30))
+    rng = np.random.default_rng(draw(st.integers(0, 2 ** 32 - 1)))
+    height = draw(st.sampled_from((1, 1, 2, 4, 8)))
+    density = draw(st.sampled_from((0.0, 0.03, 0.3, 0.8, 1.0)))
+    keep = np.repeat(rng.random((-(-rows // height), columns)) < density, height, 0)[:rows]
+    keep[rng.random(rows) < draw(st.sampled_from((0.0, 0.3)))] = False
+    keep[:, rng.random(columns) < draw(st.sampled_from((0.0, 0.3)))] = False
+    weights = np.where(keep, rng.normal(size=(rows, columns)), 0).astype(np.float32)
+    return weights[rng.permutation(rows)] if draw(st.booleans()) else weights
+
+
+@settings(max_examples=150, deadline=None, derandomize=True, database=None)
+@given(matrices(), st.sampled_from((1, 2, 3, 4, 6, 8, 12, 16, 32)), st.integers(0, 2 ** 32 - 1))
+def test_pack_keeps_every_weight(weights: np.ndarray, height: int, seed: int) -> None:
+    order = np.random.default_rng(seed).permutation(len(weights))
+    segments = pack(weights, order, height)
+    np.testing.assert_array_equal(unpack(segments, weights.shape[1]), weights)
+    assert np.array_equal(np.concatenate([s.filters for s in segments]), order)
+    for s in segments:
+        assert s.starts[0] == 0 and s.starts[-1] == len(s.columns) == len(s.panel)
+        assert s.panel.shape[1] == s.height
+        assert (s.panel != 0).any(axis=1).all(), "a stored column without a weight"
+        for first, last in zip(s.starts[:-1], s.starts[1:], strict=True):
+            assert (np.diff(s.columns[first:last]) > 0).all(), "columns of a block ascend"
+
+
+@settings(max_examples=100, deadline=None, derandomize=True, database=None)
+@given(matrices(), st.sampled_from((1, 2, 3, 4, 6, 8, 12, 16, 32)))
+def test_stored_columns_is_what_pack_stores(weights: np.ndarray, height: int) -> None:
+    for order in row_orders(weights):
+        counted = [(p, list(counts)) for p, counts in stored_columns(weights[order] != 0, height)]
+        assert counted == [(s.height, list(np.diff(s.starts))) for s in pack(weights, order, height)]
+
+
+@given(st.integers(1, 5000), st.integers(1, 64))
+def test_heights_cover_all_filters(filters: int, height: int) -> None:
+    parts = heights(filters, height)
+    assert sum(rows for _, rows in parts) == filters
+    assert all(rows > 0 and rows % p == 0 and p <= height for p, rows in parts)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@given(matrices())
+def test_row_orders_are_permutations_and_one_groups_like_rows(weights: np.ndarray) -> None:
+    fewest = []
+    for order in row_orders(weights):
+        assert sorted(order) == list(range(len(weights)))
+        lists = [bytes(row) for row in weights[order] != 0]
+        fewest.append(sum(a != b for a, b in pairwise(lists)))
+    assert min(fewest) == len({bytes(row) for row in weights != 0}) - 1
+
+
+def blocks(rng: np.random.Generator, rows: int, columns: int, height: int, kept: float) -> np.ndarray:
+    return np.repeat(rng.random((rows // height, columns)) < kept, height, 0)
+
+
+def layer(keep: np.ndarray, kind: str) -> StepInfo:
+    """How a layer whose weights [filters, channels] are kept by ``keep`` is compiled, on an AVX-512 core."""
+    b = Bundle(3)
+    filters, channels = keep.shape
+    if kind == "conv":
+        b.output(b.conv(b.value(1, channels, 14, 14), b.weights(filters, channels, 1, 1, keep=keep[..., None, None])))
+    else:
+        b.output(b.node("Linear", b.value(1, channels), b.weights(filters, channels, keep=keep)))
+    program = compile_graph(b.graph, Target.named("x86-64-v4"))
+    return next(step for step in program.steps if step.macs)
+
+
+@pytest.mark.parametrize("kind", ["conv", "linear"])
+def test_the_structure_in_the_zeros_is_found(kind: str, rng: np.random.Generator) -> None:
+    rows, columns = 128, 256
+
+    def stored(keep: np.ndarray) -> float:
+        """Bytes in the blob per byte of a kept weight."""
+        step = layer(keep, kind)
+        assert step.kept_macs * rows * columns == step.macs * int(keep.sum())
+        return step.weight_bytes / max(4 * keep.sum(), 1)
+
+    dense = layer(np.ones((rows, columns), bool), kind)
+    assert dense.weight_bytes >= 4 * rows * columns and "dense" in dense.reason
+    eight = blocks(rng, rows, columns, 8, 1 / 6)
+    assert stored(eight) < 1.15                                                        # 1 + 1/8 of indices
+    assert stored(eight[rng.permutation(rows)]) < 1.25                                 # the same rows in any order
+    assert stored(blocks(rng, rows, columns, 16, 1 / 6)) < 1.15
+    assert stored(rng.random((rows, columns)) < 0.05) < 3.5                            # a weight and an index, or so
+    empty = eight.copy()
+    empty[:64] = False
+    assert stored(empty) < 1.2
+    columns_gone = np.ones((rows, columns), bool)
+    columns_gone[:, 64:] = False
+    assert stored(columns_gone) < 1.3
+    almost = rng.random((rows, columns)) < 0.97                                        # not worth an index per weight
+    step = layer(almost, kind)
+    assert step.weight_bytes < 1.3 * 4 * rows * columns and "dense" in step.reason
+
+
+@pytest.mark.parametrize("kind", ["conv", "linear"])
+def test_fewer_weights_never_take_more_bytes(kind: str, rng: np.random.Generator) -> None:
+    order = rng.random((16, 200))
+    previous = float("inf")
+    for kept in (1.0, 0.6, 0.3, 0.15, 0.05, 0.01, 0.0):
+        step = layer(np.repeat(order < kept, 8, 0), kind)
+        assert step.weight_bytes <= 1.05 * previous
+        previous = step.weight_bytes
+    assert previous == 0
