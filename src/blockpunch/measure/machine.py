@@ -10,7 +10,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from blockpunch.compiler.toolchain import find_compiler
 from blockpunch.errors import BlockpunchError, ToolchainError
 from blockpunch.measure.engines import ENGINES
 from blockpunch.measure.peak import fma_peak
@@ -94,8 +93,10 @@ def survey(*, measure_peak: bool = True) -> Machine:
     target = Target.host()
     compiler, problem = None, None
     try:
+        from blockpunch.compiler.toolchain import find_compiler  # late: the compiler's package needs jinja2
+
         compiler = find_compiler(target).version
-    except ToolchainError as error:
+    except (ToolchainError, ImportError) as error:
         problem = str(error)
     peak = None
     if measure_peak and compiler:

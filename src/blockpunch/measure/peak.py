@@ -8,7 +8,6 @@ import time
 from functools import lru_cache
 from pathlib import Path
 
-from blockpunch.compiler.toolchain import find_compiler
 from blockpunch.errors import TargetMismatchError
 from blockpunch.measure.pinning import pinned
 from blockpunch.target import Target
@@ -49,6 +48,8 @@ def fma_peak(target: Target) -> float:
     if not runs:
         raise TargetMismatchError(f"this CPU lacks {', '.join(missing)}", where=target.name,
                                   fix="measure on the target itself")
+    from blockpunch.compiler.toolchain import find_compiler  # late: the compiler's package needs jinja2
+
     built = find_compiler(target).build_shared({"peak.c": _source(target.vector_floats)}, target)
     with tempfile.TemporaryDirectory(prefix="blockpunch-") as folder:
         path = Path(folder) / "peak.so"
