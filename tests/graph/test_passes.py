@@ -105,6 +105,8 @@ def test_activations_are_recognised() -> None:
     assert optimized([*clip, op("Div", "c six", "y")]) == ["HardSigmoid"]
     assert optimized([*clip, op("Mul", "x c", "m"), op("Div", "m six", "y")]) == ["HardSwish"]
     assert optimized([*clip, op("Mul", "c sixth", "g"), op("Mul", "x g", "y")]) == ["HardSwish"]
+    other = [op("Add", "x one", "a"), op("Clip", "a zero six", "c")]
+    assert optimized([*other, op("Mul", "x c", "m"), op("Div", "m six", "y")]) == ["Add+Clip", "Mul", "Mul"]
     assert optimized([op("HardSigmoid", "x", "h", alpha=1 / 6), op("Mul", "x h", "y")]) == ["HardSwish"]
     assert optimized([op("HardSigmoid", "x", "h"), op("Mul", "x h", "y")]) == ["HardSigmoid", "Mul"]  # alpha is 0.2
     assert optimized([op("Softplus", "x", "s"), op("Tanh", "s", "t"), op("Mul", "x t", "y")]) == ["Mish"]
@@ -126,6 +128,13 @@ def test_no_effect_is_removed() -> None:
                      axes=axes) == ["Relu"]
     assert optimized([op("Relu", "x", "a"), op("Relu", "a", "b"), op("Clip", "b zero six", "y")]) == ["Clip"]
     assert optimized([op("Relu", "x", "r"), op("Identity", "r", "y"), op("Exp", "x", "dead")]) == ["Relu"]
+
+
+def test_slices_are_merged_along_different_axes() -> None:
+    numbers = {"one": np.array([1]), "end": np.array([99]), "two": np.array([2]), "three": np.array([3])}
+    rows, columns = op("Slice", "x one end two two", "r"), op("Slice", "r one end three two", "y")
+    assert optimized([rows, columns], **numbers) == ["Slice"]
+    assert optimized([rows, op("Slice", "r one end two two", "y")], **numbers) == ["Slice", "Slice"]
 
 
 def test_output_that_is_the_input() -> None:
@@ -153,6 +162,9 @@ def test_residuals() -> None:
     assert optimized([conv("x", "a"), op("Add", "x a", "s"), relu]) == ["Conv+Add+Relu"]
     # Of two convolutions the later one takes the addition.
     assert optimized([conv("x", "a"), conv("x", "b", 1), op("Add", "a b", "s"), relu]) == ["Conv", "Conv+Add+Relu"]
+    nodes = [conv("x", "a"), conv("x", "b", 1), op("Add", "a b", "y")]
+    _, graph = check_model(model_of(nodes, X, ["y"], {name: WEIGHTS[name] for name in ("w0", "w1")}))
+    assert [node.inputs for node in graph] == [("x", "w0"), ("x", "w1", "a")]
     assert optimized([conv("x", "a"), op("Relu", "a", "r"), op("Add", "r x", "s"), relu]) == ["Conv+Relu+Add+Relu"]
     assert optimized([conv("x", "a"), op("Sub", "a x", "y")]) == ["Conv+Sub"]
     assert optimized([conv("x", "a"), op("Sub", "x a", "y")]) == ["Conv", "Sub"]

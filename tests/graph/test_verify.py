@@ -58,6 +58,7 @@ BROKEN: dict[str, Callable[[Graph], None]] = {
     "'Div' cannot stand": fuse(FusedOp("Div", {}, 2), inputs=("c", "x", "x")),
     "in the epilogue lacks": fuse(FusedOp("Clip", {"min": 0.0})),
     "should be input 3": fuse(FusedOp("Add", {}, 2), FusedOp("Mul", {}, 2), inputs=("c", "x", "x")),
+    "should be input 2": fuse(FusedOp("Add", {}, 3), FusedOp("Mul", {}, 2), inputs=("c", "x", "x", "x")),
     "must be a value of shape": fuse(FusedOp("Add", {}, 2), inputs=("c", "x", "w")),
     "neither the operator": fuse(FusedOp("Add", {}, 2), inputs=("c", "x", "x", "x")),
     "does not fit": lambda graph: graph.constants.update(w=np.ones((2, 2, 9, 9), np.float32)),
