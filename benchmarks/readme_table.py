@@ -15,7 +15,6 @@ from typing import NamedTuple
 os.environ.pop("OPENBLAS_CORETYPE", None)
 
 import networks
-
 from blockpunch.build import compile as compile_model
 from blockpunch.graph import load_graph
 from blockpunch.layers import prunable_layers
@@ -87,8 +86,8 @@ def table(threads: int, seconds: float, only: str | None) -> str:
         "| network | scheme | rate | best dense peer, ms | ours dense, ms | ours pruned, ms | gain over best peer | "
         "of which pruning | error |", "|---|---|---|---|---|---|---|---|---|", *lines, "",
         f"Batch 1, float32, {threads} thread{'s' if threads > 1 else ''}, {machine.cpu} ({machine.isa}, FMA peak "
-        f"{2 * (machine.peak_gmacs or 0):.0f} GFLOP/s a core); medians of interleaved rounds in one process; {versions}. "
-        "Error: largest difference from ONNX Runtime over the largest output, all engines."])
+        f"{2 * (machine.peak_gmacs or 0):.0f} GFLOP/s a core); medians of interleaved rounds in one process; "
+        f"{versions}. Error: largest difference from ONNX Runtime over the largest output, all engines."])
 
 
 def main() -> None:
