@@ -80,6 +80,8 @@ LAYOUT: Functions = [
     lambda x: F.interpolate(x, size=(9, 9), mode="nearest-exact"),
     lambda x: F.interpolate(x, scale_factor=1.5, mode="bilinear"), lambda x: F.pixel_shuffle(x, 2),
     lambda x: F.interpolate(x, size=(11, 3), mode="bilinear", align_corners=True), lambda x: F.pixel_unshuffle(x, 2),
+    lambda x: torch.cat((x, torch.zeros_like(x), x.new_full((2, 1, 6, 8), 0.5)), 1),
+    lambda x: x + torch.full_like(x, 3),
     lambda x: F.channel_shuffle(x, 2), lambda x: F.dropout(x, training=False) + 0, lambda x: x.to(torch.float32) * 1,
 ]
 POOLS: Functions = [
@@ -140,6 +142,12 @@ def test_example_kinds_and_modes() -> None:
     graph = load_graph(model, (IMAGE.numpy(),))
     assert [node.op for node in graph] == ["Conv", "BatchNorm"]
     assert (model.training, model[1].training, model[2].training) == (True, False, True)
+
+
+def test_unknown_operators_are_taken_apart() -> None:
+    """Operators without a rule are decomposed by torch; what has a rule stays whole."""
+    graph = check(Several([torch.square, lambda x: F.glu(x, 1), F.silu, lambda x: torch.addcmul(x, x, x)]), IMAGE)
+    assert [node.op for node in graph][:2] == ["Pow", "Slice"] and "Silu" in [node.op for node in graph]
 
 
 def test_computed_weights() -> None:

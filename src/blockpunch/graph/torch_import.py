@@ -51,10 +51,18 @@ def from_torch(model: torch.nn.Module | torch.export.ExportedProgram, example: A
     """
     program = model if isinstance(model, torch.export.ExportedProgram) else _capture(model, example)
     where = type(model).__name__
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")  # torch about its own internals
-        program = program.run_decompositions({})  # no decomposition, but in-place operators become pure ones
-    graph = _Importer(program, where).run()
+    program = _decompose(program, {})  # nothing is taken apart, but in-place operators become pure ones
+    try:
+        graph = _Importer(program, where).run()
+    except UnsupportedOperatorError as refused:  # taken apart, the unknown operators may consist of known ones
+        table = torch.export.default_decompositions()
+        for target in list(table):
+            if target.__name__.split(".")[0] in RULES:
+                table.pop(target)
+        try:
+            graph = _Importer(_decompose(program, table), where).run()
+        except UnsupportedOperatorError:
+            raise refused from None
     check_weights(graph)
     try:
         verify(graph, "import")
@@ -78,6 +86,12 @@ def _capture(model: torch.nn.Module, example: Any) -> torch.export.ExportedProgr
             raise ModelError(f"torch.export cannot capture the module ({reason[0]})", where=where,
                              fix="check that model(*example) runs without control flow that depends on data"
                              ) from error
+
+
+def _decompose(program: torch.export.ExportedProgram, table: Any) -> torch.export.ExportedProgram:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")  # torch about its own internals
+        return program.run_decompositions(table)
 
 
 @contextmanager

@@ -185,7 +185,15 @@ def _expand(builder: GraphBuilder, node: TorchNode) -> Tensor:
     return x if shape == old else builder.emit("Add", [x, Const(np.zeros(shape, np.float32))])
 
 
+def _filled(builder: GraphBuilder, node: TorchNode) -> Tensor:
+    """A constant of the input's shape, or of a given one."""
+    shape = node.ints("size") if node.op.startswith("new_") else builder.shape(node.tensor())
+    number = 0.0 if "zeros" in node.op else 1.0 if "ones" in node.op else node.number("fill_value")
+    return Const(np.full(shape, number, np.float32))
+
+
 RULES: dict[str, Rule] = {
+    **dict.fromkeys(("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full"), _filled),
     **dict.fromkeys(("clone", "contiguous", "dropout", "native_dropout", "alias", "detach", "to", "_to_copy", "type_as",
                      "lift_fresh_copy", "feature_dropout", "alpha_dropout"), _identity),
     **dict.fromkeys(("view", "reshape", "_unsafe_view"), _view), "flatten": _flatten, "unflatten": _unflatten,
