@@ -82,7 +82,9 @@ class Editor:
 
     def add_constant(self, base: str, array: Array) -> str:
         """Register a float32 constant under ``base`` or the next free name; returns the name."""
-        return self._store(base, np.asarray(array, np.float32, order="C"))
+        name = self._free(base)
+        self.graph.constants[name] = np.asarray(array, np.float32, order="C")
+        return name
 
     def rescaled(self, name: str, array: Array) -> str:
         """A new version of the constant ``name``; it keeps its name unless another node reads the old version."""
@@ -91,21 +93,17 @@ class Editor:
         self.graph.constants[name] = np.asarray(array, np.float32, order="C")
         return name
 
-    def _store(self, base: str, array: Array) -> str:
-        name, number = base, 0
-        while name in self.graph.constants or name in self.graph.values:
-            number += 1
-            name = f"{base}.{number}"
-        self.graph.constants[name] = array
+    def add_value(self, base: str, shape: tuple[int, ...]) -> str:
+        """Declare a new float32 value under ``base`` or the next free name; returns the name."""
+        name = self._free(base)
+        self.graph.values[name] = Value(name, shape)
         return name
 
-    def add_value(self, base: str, shape: tuple[int, ...]) -> str:
-        """Declare a new float32 value; returns its name."""
+    def _free(self, base: str) -> str:
         name, number = base, 0
         while name in self.graph.constants or name in self.graph.values:
             number += 1
             name = f"{base}.{number}"
-        self.graph.values[name] = Value(name, shape)
         return name
 
 

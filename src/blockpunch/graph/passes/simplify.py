@@ -39,10 +39,11 @@ def order_operands(editor: Editor, node: Node) -> bool:
         editor.swap(node, Node(node.name, node.op, node.inputs[::-1], node.outputs, {}, node.path, node.epilogue))
         return True
     array = editor.constant(node.inputs[1]) if node.op in ("Sub", "Div") else None
-    if array is None or node.epilogue or (node.op == "Div" and not np.isfinite(1 / np.where(array == 0, np.nan, array)
-                                                                                ).all()):
+    if array is None or node.epilogue:
         return False
-    inverse = -array if node.op == "Sub" else (1 / array.astype(np.float64))
+    if node.op == "Div" and (np.abs(array) < 1e-30).any():  # its reciprocal would overflow
+        return False
+    inverse = -array if node.op == "Sub" else 1 / array.astype(np.float64)
     name = editor.add_constant(f"{node.inputs[1]}.inverse", inverse)
     editor.swap(node, Node(node.name, "Add" if node.op == "Sub" else "Mul", (node.inputs[0], name), node.outputs, {},
                            node.path))
