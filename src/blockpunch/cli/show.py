@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from rich.text import Text
 from blockpunch.atomic import write_atomic
 from blockpunch.optimize import Event
 
+_EVERY = 20.0  # seconds between lines about a long stage where there is no terminal to draw a bar on
 _WIDE = 400  # a pipe has no width: long rows must not be folded or cut there
 
 
@@ -95,6 +97,7 @@ class Watching:
 
     def __init__(self) -> None:
         self._out = console(error=True)
+        self._spoke = time.monotonic()
         self._bar: Progress | None = None
         self._task: TaskID | None = None
 
@@ -109,7 +112,11 @@ class Watching:
         if not event.total:
             self._end_bar()
             self._out.print(Text(event.text), style="dim")
-        elif self._out.is_terminal:
+        elif not self._out.is_terminal:
+            if time.monotonic() - self._spoke > _EVERY:
+                self._out.print(Text(f"{event.text} ({100 * event.done / event.total:.0f} %)"), style="dim")
+                self._spoke = time.monotonic()
+        else:
             if self._bar is None:
                 self._bar = Progress(TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(),
                                      console=self._out, transient=True)

@@ -15,7 +15,7 @@ from blockpunch.artifact import Artifact
 from blockpunch.atomic import write_text
 from blockpunch.build import compile as compile_model
 from blockpunch.errors import DataError, PlanError
-from blockpunch.graph import load_graph
+from blockpunch.graph.ir import Graph
 from blockpunch.graph.summary import summarize
 from blockpunch.layers import prunable_layers
 from blockpunch.measure.bench import OURS, BenchResult, EngineResult, Entry, bench_entries
@@ -161,7 +161,7 @@ class Job:
 
     def _count(self) -> dict[str, int]:
         """Weights of the prunable layers of what was written, and those that are not zero."""
-        rows = summarize(load_graph(self.onnx, shape=self._shapes()))
+        rows = summarize(self.source.read(self.onnx))
         return {"weights": sum(row.weights for row in rows), "kept": sum(row.kept_weights for row in rows)}
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
@@ -171,14 +171,14 @@ class Job:
         facts = [self.target.to_dict(), self.settings.threads, metadata.version("blockpunch")]
         self._compiled = fingerprint(self._key, *facts)
 
-        def build(model: Any, file: str) -> dict[str, Any]:
-            artifact = compile_model(model, target=self.target, shape=self._shapes(), threads=self.settings.threads)
+        def build(graph: Graph, file: str) -> dict[str, Any]:
+            artifact = compile_model(graph, target=self.target, threads=self.settings.threads)
             artifact.save(self.work.file(file))
             return {}
 
         self.work.stage("compile dense", fingerprint(self.source.key, *facts), ["dense.bp"],
                         lambda: build(self.source.graph, "dense.bp"))
-        self.work.stage("compile", self._compiled, ["net.bp"], lambda: build(self.onnx, "net.bp"))
+        self.work.stage("compile", self._compiled, ["net.bp"], lambda: build(self.source.read(self.onnx), "net.bp"))
 
     def _bench(self) -> BenchResult | None:
         """Our two builds and the peers on the dense model, in one run; None for a target that is not this machine."""

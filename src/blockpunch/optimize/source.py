@@ -37,6 +37,10 @@ class Source(Protocol):
         """Write the network as ONNX with new values for some constants of ``graph``."""
         ...
 
+    def read(self, path: Path) -> Graph:
+        """The graph of what :meth:`write` or :meth:`prune` wrote, under the names of ``graph``."""
+        ...
+
 
 class OnnxSource:
     """A network in an ONNX file."""
@@ -65,6 +69,10 @@ class OnnxSource:
         from blockpunch.pruning.onnx_recover import write_onnx
 
         write_onnx(self.path, self.graph, constants, path)
+
+    def read(self, path: Path) -> Graph:
+        """Import the file."""
+        return load_graph(path, shape={name: self.graph.shape(name) for name in self.graph.inputs})
 
 
 class ModuleSource:
@@ -105,6 +113,7 @@ class ModuleSource:
         """
         import torch
 
+        save_file = _safetensors("save_file")
         module = copy.deepcopy(self.module)
         state = module.state_dict()
         unknown = [name for name in constants if name not in state]
@@ -113,12 +122,16 @@ class ModuleSource:
         for name, value in constants.items():
             state[name].copy_(torch.from_numpy(np.array(value)).reshape(state[name].shape))
         self._export(module, path)
-        try:
-            from safetensors.torch import save_file
-        except ImportError:
-            raise MissingExtraError("safetensors", "train", "writing the trained weights") from None
         with atomic_path(path.with_suffix(".safetensors")) as temporary:
             save_file({name: value.contiguous() for name, value in state.items()}, str(temporary))
+
+    def read(self, path: Path) -> Graph:
+        """The module's graph with the weights that lie beside the ONNX file."""
+        state = _safetensors("load_file")(str(path.with_suffix(".safetensors")))
+        graph = self.graph.copy()
+        graph.constants.update({name: value.numpy().reshape(graph.constants[name].shape)
+                                for name, value in state.items() if name in graph.constants})
+        return graph
 
     def _export(self, module: Any, path: Path) -> None:
         """The exporter that needs no package but torch and onnx; it is announced to end one day, hence the filter."""
@@ -128,3 +141,12 @@ class ModuleSource:
             warnings.simplefilter("ignore")
             torch.onnx.export(module, self.example if isinstance(self.example, tuple) else (self.example,),
                               str(temporary), dynamo=False, input_names=list(self.graph.inputs))
+
+
+def _safetensors(name: str) -> Any:
+    """A function of ``safetensors.torch``."""
+    try:
+        from safetensors import torch as functions
+    except ImportError:
+        raise MissingExtraError("safetensors", "train", "keeping the trained weights") from None
+    return getattr(functions, name)

@@ -26,6 +26,11 @@ class LayerFacts:
     reason: str
 
     @property
+    def pruned(self) -> bool:
+        """Whether the plan removes weights here; zeros that a layer came with do not count."""
+        return self.rate > 1
+
+    @property
     def speedup(self) -> float | None:
         """Time before over time after."""
         return self.dense_ms / self.ms if self.dense_ms and self.ms else None

@@ -82,7 +82,7 @@ def layer_bars(facts: ReportFacts) -> str:
 def _skyline(axes: Any, before: list[float], after: list[float], layers: list[LayerFacts]) -> None:
     """Wide pale bars for before, narrow dark ones for after; grey where the layer was left dense."""
     positions = range(len(layers))
-    colours = [AFTER if layer.kept_macs < layer.macs else KEPT for layer in layers]
+    colours = [AFTER if layer.pruned else KEPT for layer in layers]
     axes.bar(positions, before, width=0.86, color=BEFORE)
     axes.bar(positions, after, width=0.5, color=colours)
     axes.grid(axis="y", color=GRID, linewidth=0.8)

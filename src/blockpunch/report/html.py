@@ -25,7 +25,7 @@ def render(facts: ReportFacts) -> str:
     environment.filters.update(times=_times, ms=_ms, percent=_percent, big=_big, size=_size)
     source = resources.files("blockpunch.report") / "templates" / "report.html.j2"
     template = environment.from_string(source.read_text(encoding="utf-8"))
-    left_dense = [layer for layer in facts.layers if layer.macs and layer.kept_macs == layer.macs]
+    left_dense = [layer for layer in facts.layers if layer.macs and not layer.pruned]
     text: str = template.render(facts=facts, left_dense=left_dense, layer_picture=layer_bars(facts),
                                 engine_picture=engine_bars(facts) if facts.engines else "")
     return text
