@@ -1,6 +1,10 @@
 """The main job on a small network: its files, its facts, and that it goes on where it was interrupted."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import onnx
@@ -90,6 +94,22 @@ def test_interrupted_job_goes_on(small_onnx, tmp_path, lines, monkeypatch):
     lines.clear()
     job(OnnxSource(small_onnx), tmp_path / "out", lines).run()
     assert {"prune: kept from before", "compile: kept from before", "bench: started"} <= set(lines)
+
+
+def test_ctrl_c_in_the_middle_of_training(small_onnx, tmp_path):
+    photos(tmp_path / "photos")
+    command = [sys.executable, "-m", "blockpunch", "optimize", str(small_onnx), "-o", str(tmp_path / "out"),
+               "--distill", str(tmp_path / "photos"), "--minutes", "5"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    assert process.stderr is not None
+    assert any("recover: started" in line for line in process.stderr)
+    time.sleep(2)
+    process.send_signal(signal.SIGINT)
+    error = process.stderr.read()
+    assert process.wait(30) == 130 and "Traceback" not in error
+    assert f"finished stages are kept in {tmp_path / 'out'}" in error
+    left = {path.name for path in (tmp_path / "out").iterdir()}
+    assert "pruned.onnx" not in left and not any(name.endswith(".part") for name in left)
 
 
 def test_distillation_keeps_the_zeros_and_changes_the_rest(small_onnx, tmp_path, lines):
