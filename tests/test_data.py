@@ -1,3 +1,4 @@
+import json
 import pickle
 from pathlib import Path
 
@@ -145,6 +146,22 @@ def test_yolo_boxes(tmp_path):
         data.yolo_boxes(path)
     path.write_text("")
     assert data.yolo_boxes(path).shape == (0, 5)
+
+
+def test_coco_boxes(tmp_path):
+    path = tmp_path / "instances.json"
+    content = {"images": [{"id": 7, "file_name": "a.jpg", "width": 100, "height": 50},
+                          {"id": 9, "file_name": "b.jpg", "width": 10, "height": 10}],
+               "categories": [{"id": 18}, {"id": 3}],
+               "annotations": [{"image_id": 7, "category_id": 18, "bbox": [10, 20, 20, 10]}]}
+    path.write_text(json.dumps(content))
+    boxes = data.coco_boxes(path)
+    np.testing.assert_allclose(boxes["a.jpg"], [[1, 0.2, 0.5, 0.2, 0.2]])
+    assert boxes["b.jpg"].shape == (0, 5)
+    content["annotations"][0]["image_id"] = 8
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match="not COCO annotations"):
+        data.coco_boxes(path)
 
 
 def test_data_root_follows_the_environment(monkeypatch, tmp_path):

@@ -1,4 +1,4 @@
-"""Photos and labels in the usual formats, as numpy arrays: folders, class folders, CSV, CIFAR batches, YOLO boxes.
+"""Photos and labels in the usual formats, as numpy arrays: folders, class folders, CSV, CIFAR batches, boxes.
 
 Images become float32 arrays ``[3, height, width]`` through a :class:`Preprocess`. Needs pillow (extra ``images``) to
 read image files; everything else is numpy.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+import json
 import os
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -280,6 +281,26 @@ def yolo_boxes(path: Path, *, classes: int | None = None) -> Images:
     if len(boxes) and (boxes[:, 1:].min() < 0 or boxes[:, 1:].max() > 1):
         raise DataError("a box lies outside the photo", where=str(path), fix="boxes are relative, from 0 to 1")
     return boxes
+
+
+def coco_boxes(path: Path) -> dict[str, Images]:
+    """A COCO annotation file: photo's file name -> ``[boxes, 5]`` as :func:`yolo_boxes` gives them.
+
+    Classes are numbered from 0 in the order of the categories' ids. Raises DataError for anything else than that.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        photos = {image["id"]: image for image in data["images"]}
+        classes = {number: i for i, number in enumerate(sorted(c["id"] for c in data["categories"]))}
+        rows: dict[str, list[list[float]]] = {image["file_name"]: [] for image in photos.values()}
+        for entry in data["annotations"]:
+            photo, (left, top, width, height) = photos[entry["image_id"]], entry["bbox"]
+            across, down = photo["width"], photo["height"]
+            rows[photo["file_name"]].append([classes[entry["category_id"]], (left + width / 2) / across,
+                                             (top + height / 2) / down, width / across, height / down])
+    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError) as error:
+        raise DataError(f"not COCO annotations ({type(error).__name__}: {error})", where=str(path)) from None
+    return {name: np.array(boxes, np.float32).reshape(-1, 5) for name, boxes in rows.items()}
 
 
 def sample_photos() -> list[Path]:
