@@ -13,6 +13,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 
@@ -46,8 +47,7 @@ class Store:
     def _read(self, line: str) -> None:
         try:
             record = json.loads(line)
-            height, vectors, chunk, grouped = record["choice"]
-            choice = Choice(int(height), int(vectors), int(chunk), bool(grouped))
+            choice = Choice(**record["choice"])
             self.seconds.setdefault(record["key"], {})[choice] = float(record["seconds"])
         except (ValueError, KeyError, TypeError, IndexError):
             return  # the last line of an interrupted run
@@ -55,8 +55,7 @@ class Store:
     def add(self, key: str, choice: Choice, seconds: float) -> None:
         """Remember a measurement, now and on disk."""
         self.seconds.setdefault(key, {})[choice] = seconds
-        record = {"key": key, "choice": [choice.height, choice.vectors, choice.chunk, choice.grouped],
-                  "seconds": seconds}
+        record = {"key": key, "choice": asdict(choice), "seconds": seconds}
         make_folder(self.path.parent)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")

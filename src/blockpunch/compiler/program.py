@@ -43,14 +43,16 @@ class Choice:
     """The tunable part of a convolution's schedule.
 
     Attributes:
+        form: what lies along a vector, ``pixels`` or ``filters``.
         height: P, filters per row block.
-        vectors: pixel vectors per register tile.
-        chunk: pixel vectors that all row blocks sweep before the next chunk.
+        tile: pixel vectors, or rows of the map, per register tile.
+        chunk: pixel vectors that all row blocks sweep before the next chunk (pixels only).
         grouped: whether filters with equal column lists were brought side by side.
     """
 
+    form: str
     height: int
-    vectors: int
+    tile: int
     chunk: int
     grouped: bool
 

@@ -20,6 +20,9 @@ from blockpunch.compiler.program import Choice
 from blockpunch.target import Target
 
 HEIGHTS = (1, 2, 4, 6, 8, 12, 16)
+FILTER_HEIGHTS = (4, 8, 16, 32)
+_FILTER_ROWS = 4
+_ROW_CYCLES = 12.0  # to gather one row of one filter from a tile of the other orientation
 _FMA_PER_CYCLE, _FMA_LATENCY = 2.0, 4.0
 _BROADCAST_CYCLES = 0.5
 _TILE_CYCLES, _STORE_CYCLES = 14.0, 1.2
@@ -48,11 +51,14 @@ class Geometry:
 
     Attributes:
         vectors: pixel vectors of one output plane.
+        rows, width: output pixels.
         channels: input channels (phases count).
         threads: threads that will share the layer.
     """
 
     vectors: int
+    rows: int
+    width: int
     channels: int
     threads: int = 1
 
@@ -78,9 +84,40 @@ def options(weights: Floats, geometry: Geometry, target: Target) -> list[Schedul
             for tile in sorted({most, max(most - 1, 1), max(most * 2 // 3, 1)}, reverse=True):
                 for chunk in _chunks(tile, geometry):
                     cycles = _cycles(segments, tile, chunk, geometry, target)
-                    found.append(Schedule(Choice(height, tile, chunk, bool(grouped)), order, cycles))
+                    found.append(Schedule(Choice("pixels", height, tile, chunk, bool(grouped)), order, cycles))
+        found += _filter_options(ordered, order, bool(grouped), geometry, target)
     found.sort(key=lambda s: s.cycles)  # stable: the plainest first among equals
     return [s for s in found if s.cycles <= _WORST * found[0].cycles]
+
+
+def _filter_options(ordered: npt.NDArray[np.bool_], order: npt.NDArray[np.intp], grouped: bool, geometry: Geometry,
+                    target: Target) -> list[Schedule]:
+    """Tiles with the filters along the vectors: no lane is lost on narrow maps, if filters come in large blocks."""
+    found = []
+    for height in FILTER_HEIGHTS:
+        parts = max(height // target.vector_floats, 1)
+        most = min((target.registers - parts - 2) // (parts * geometry.width), geometry.rows, _FILTER_ROWS)
+        if height > len(ordered) or most < 1:
+            continue
+        segments = list(stored_columns(ordered, height))
+        if any(p not in FILTER_HEIGHTS for p, _ in segments):
+            continue
+        cycles = sum(_filter_cycles(counts, p, most, geometry, target) for p, counts in segments)
+        found.append(Schedule(Choice("filters", height, most, geometry.vectors, grouped), order, cycles))
+    return found
+
+
+def _filter_cycles(counts: Ints, height: int, rows: int, geometry: Geometry, target: Target) -> float:
+    parts = max(height // target.vector_floats, 1)
+    columns = float(counts.sum())
+    total = columns * 4 * (height + 1) / _stream_bytes(columns * 4 * height, target)
+    for n, times in ((rows, geometry.rows // rows), (geometry.rows % rows, 1)):
+        pixels = n * geometry.width
+        per_column = max(pixels * parts / _FMA_PER_CYCLE, _FMA_LATENCY, (pixels + parts) * _BROADCAST_CYCLES)
+        if n:
+            total += times * (columns * per_column
+                              + len(counts) * (_TILE_CYCLES + height * (pixels * 1.5 + n * _ROW_CYCLES)))
+    return total
 
 
 def dense_cycles(weights: Floats, geometry: Geometry, target: Target) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +29,7 @@ from blockpunch.target import Target
 
 PREFETCH = 8
 """Columns that the input is fetched ahead; lists end with as many spare entries."""
-MAX_OPERANDS = 4
+_TILE_OF = {"pixels": "vectors", "filters": "rows"}
 
 
 class Conv(Kernel):
@@ -51,7 +52,7 @@ class Conv(Kernel):
         weights = ctx.graph.constants[node.inputs[1]]
         matrix = as_matrix(weights, node.attrs["groups"])
         vectors = flat_vectors([x.plane, y.plane], y.shape[2], ctx.target.vector_floats)
-        geometry = schedule.Geometry(vectors, x.shape[1], ctx.threads)
+        geometry = schedule.Geometry(vectors, y.shape[2], y.shape[3], x.shape[1], ctx.threads)
         found = schedule.options(matrix, geometry, ctx.target)
         wanted = ctx.choices.get(node.name)
         chosen = next((s for s in found if s.choice == wanted), found[0])
@@ -113,35 +114,58 @@ def _segment(node: Node, segment: Segment, chosen: Choice, offsets: Ints, vector
     """(units, C statements, helper functions) of the row blocks of one height."""
     assert y.plane
     residuals = [ctx.view(name) for name in operands(node)]
-    masked, width = y.plane.zero_margin, ctx.target.vector_floats
-    name = f"conv_{segment.height}x{chosen.vectors}{epilogue_name(node.epilogue)}{'_margin' if masked else ''}"
-    helper = render("conv.c.j2", name=name, height=segment.height, vectors=chosen.vectors, width=width, masked=masked,
-                    loads=len(residuals), prefetch=PREFETCH, by_lane=ctx.target.isa == "neon",
-                    epilogue=kernel_epilogue(node.epilogue))
-    chunks = -(-vectors // chosen.chunk)
     columns = np.concatenate([offsets[segment.columns], np.zeros(PREFETCH, np.int32)])
     bias = biases(node, ctx, y.shape[1])[segment.filters]
-    fields = {
+    fields: dict[str, Any] = {
         "w": ctx.table("float", segment.panel), "bias": ctx.table("float", bias),
         "column": ctx.table("int32_t", columns), "start": ctx.table("int32_t", segment.starts),
-        "filter": ctx.table("int32_t", segment.filters),
-        "mask": ctx.table("uint16_t", pixel_masks(y.plane, y.shape[2], vectors, width)) if masked else "0",
-        "blocks": segment.blocks, "chunks": chunks, "chunk": chosen.chunk, "vectors": vectors,
-        "in_image": x.strides[0], "out_image": y.strides[0], "out_plane": y.strides[1],
-        "head": y.plane.origin, "tail": y.plane.stride - y.plane.origin - vectors * width,
+        "filter": ctx.table("int32_t", segment.filters), "blocks": segment.blocks,
+        "in_image": x.strides[0], "out_image": y.strides[0], "out_plane": y.strides[1], "head": y.plane.origin,
     }
     for key, axis in (("res_image", 0), ("res_plane", 1)):
         if residuals:
             fields[key] = "{" + ", ".join(str(r.strides[axis]) for r in residuals) + "}"
+    emit = _pixel_form if chosen.form == "pixels" else _filter_form
+    name, helper, units = emit(node, segment.height, chosen, vectors, x, y, fields, ctx)
     layer = ", ".join(f".{k} = {v}" for k, v in fields.items())
     pointers = ", ".join(["&layer", *(ctx.pointer(view) for view in (x, y, *residuals))])
-    units = x.shape[0] * chunks * segment.blocks
-    return units, f"const conv_layer layer = {{{layer}}};\n{name}({pointers}, begin, end);", {name: helper}
+    body = f"const conv_layer layer = {{{layer}}};\n{name}({pointers}, begin, end);"
+    return x.shape[0] * units * segment.blocks, body, {name: helper}
+
+
+def _pixel_form(node: Node, height: int, chosen: Choice, vectors: int, x: View, y: View, fields: dict[str, Any],
+                ctx: Context) -> tuple[str, str, int]:
+    """(function, its text, units per image and row block); adds to the fields of the layer."""
+    assert y.plane
+    masked, width = y.plane.zero_margin, ctx.target.vector_floats
+    chunks = -(-vectors // chosen.chunk)
+    fields |= {"mask": ctx.table("uint16_t", pixel_masks(y.plane, y.shape[2], vectors, width)) if masked else "0",
+               "chunks": chunks, "chunk": chosen.chunk, "vectors": vectors,
+               "tail": y.plane.stride - y.plane.origin - vectors * width}
+    name = f"conv_{height}x{chosen.tile}{epilogue_name(node.epilogue)}{'_margin' if masked else ''}"
+    helper = render("conv.c.j2", name=name, height=height, vectors=chosen.tile, width=width, masked=masked,
+                    loads=len(operands(node)), prefetch=PREFETCH, by_lane=ctx.target.isa == "neon",
+                    epilogue=kernel_epilogue(node.epilogue))
+    return name, helper, chunks
+
+
+def _filter_form(node: Node, height: int, chosen: Choice, vectors: int, x: View, y: View, fields: dict[str, Any],
+                 ctx: Context) -> tuple[str, str, int]:
+    """As above, with filters along the vectors."""
+    assert x.plane and y.plane
+    masked, vl, (rows, width) = y.plane.zero_margin, ctx.target.vector_floats, y.shape[2:]
+    fields |= {"tail": y.plane.stride - y.plane.origin - rows * y.plane.row}
+    name = (f"conv_filters_{height}_{rows}x{width}_{chosen.tile}_rows{x.plane.row}_{y.plane.row}"
+            f"{epilogue_name(node.epilogue)}{'_margin' if masked else ''}")
+    helper = render("conv_filters.c.j2", name=name, height=height, lanes=min(height, vl), rows=chosen.tile,
+                    width=width, map_rows=rows, in_row=x.plane.row, out_row=y.plane.row, masked=masked, vl=vl,
+                    lines=-(-width // vl) * vl, loads=len(operands(node)), epilogue=kernel_epilogue(node.epilogue))
+    return name, helper, 1
 
 
 def _key(node: Node, matrix: Floats, found: list[schedule.Schedule], geometry: schedule.Geometry) -> str:
     """What decides how fast each choice is: the layer's shape, and how its zeros pack."""
-    zeros = sorted({(s.choice.height, s.choice.grouped, round(s.cycles)) for s in found})
+    zeros = sorted({(s.choice.form, s.choice.height, s.choice.grouped, round(s.cycles)) for s in found})
     text = repr((matrix.shape, node.attrs["taps"], geometry, epilogue_name(node.epilogue), zeros))
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
@@ -155,7 +179,7 @@ def _info(node: Node, ctx: Context, matrix: Floats, segments: list[Segment], cho
     share = f"{stored / weights:.0%} of the weights stored" if stored < weights else "all weights stored"
     return StepInfo(node.name, "conv", node.path, macs=weights * pixels, kept_macs=kept * pixels,
                     weight_bytes=sum(s.panel.nbytes + s.columns.nbytes for s in segments),
-                    packing=f"{chosen.height} filters x {chosen.vectors} vectors, {share}",
+                    packing=f"{chosen.height} filters x {chosen.tile} {_TILE_OF[chosen.form]}, {share}",
                     reason=_reason(kept, stored, weights, gain))
 
 
