@@ -58,7 +58,7 @@ def main() -> None:
     options = parser.parse_args()
     source = ModuleSource(network(), torch.zeros(1, 3, SIZE, SIZE), "EfficientNet-Lite0")
     photos, check = photos_and_check(options.limit)
-    settings = Settings(scheme="block-punched:8x4", rate=options.rate, minutes=options.minutes,
+    settings = Settings(scheme="block-punched:8x4", rate=options.rate, minutes=options.minutes, tune=20.0,
                         engines=("onnxruntime", "openvino"), command="make demo")
     with show.Watching() as watching:
         facts = Job(source, options.output, settings, photos, check, watching).run()

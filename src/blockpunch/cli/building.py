@@ -13,7 +13,7 @@ from blockpunch.artifact import Artifact
 from blockpunch.atomic import write_atomic
 from blockpunch.build import compile as compile_model
 from blockpunch.cli import show
-from blockpunch.cli.options import Json, Model, Output, Shape, Threads, check_output, parse_shapes
+from blockpunch.cli.options import Json, Model, Output, Shape, Threads, Tune, check_output, parse_shapes
 from blockpunch.errors import InputError, OutputError
 from blockpunch.measure.layers import LayerTime, static_layers, time_layers
 from blockpunch.optimize import Event
@@ -26,8 +26,7 @@ def compile_(
     output: Output,
     target: Annotated[str, typer.Option("--target", help=f"One of: {', '.join(TARGET_NAMES)}.")] = "host",
     threads: Threads = 1,
-    tune: Annotated[float, typer.Option("--tune", metavar="SECONDS", min=0.0,
-                                        help="Time to spend on measuring schedules on this machine.")] = 0.0,
+    tune: Tune = 0.0,
     shape: Shape = None,
 ) -> None:
     """Compile an ONNX file, with whatever zeros its weights have, into a .bp file."""

@@ -14,6 +14,8 @@ Model = Annotated[Path, typer.Argument(help="An ONNX file (.onnx) or a compiled 
 Shape = Annotated[list[str] | None, typer.Option("--shape", metavar="NAME=N,C,H,W", show_default=False,
                                                  help="Shape of an input whose dimensions are not numbers.")]
 Threads = Annotated[int, typer.Option("--threads", "-t", min=1, help="Computing threads.")]
+Tune = Annotated[float, typer.Option("--tune", metavar="SECONDS", min=0.0,
+                                     help="Time to spend on measuring schedules on this machine.")]
 Json = Annotated[str | None, typer.Option("--json", metavar="FILE", show_default=False,
                                           help="Write the result as JSON; - for standard output, alone.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="The file to write.", show_default=False)]

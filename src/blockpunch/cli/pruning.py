@@ -11,7 +11,7 @@ import typer
 
 from blockpunch.cli import show
 from blockpunch.cli.guard import kept
-from blockpunch.cli.options import Json, Output, Shape, Threads, check_output, comma_list, parse_shapes
+from blockpunch.cli.options import Json, Output, Shape, Threads, Tune, check_output, comma_list, parse_shapes
 from blockpunch.data import PREPROCESS, Preprocess, class_folders, labelled_images, list_images
 from blockpunch.errors import PlanError
 from blockpunch.graph import load_graph
@@ -146,6 +146,7 @@ def optimize(
         "onnxruntime",
     target: Annotated[str, typer.Option("--target", help=f"One of: {', '.join(TARGET_NAMES)}.")] = "host",
     threads: Threads = 1,
+    tune: Tune = 0.0,
     seconds: Annotated[float, typer.Option("--seconds", min=0.05, help="Measuring time for each engine.")] = 3.0,
     shape: Shape = None,
 ) -> None:
@@ -157,6 +158,7 @@ def optimize(
         scheme=str(Scheme.parse(scheme, block)), rate=rate, only=tuple(only or ()), skip=tuple(skip or ()),
         plan=Plan.load(plan) if plan is not None else None, target=target, threads=threads,
         minutes=minutes if distill is not None else 0.0, engines=tuple(comma_list(engines)), seconds=seconds,
+        tune=tune,
         command="blockpunch " + shlex.join(sys.argv[1:]))
     recipe = Preprocess.named(preprocess, size)
     photos = None if distill is None else Photos(training_pixels(list_images(distill, limit=limit), size), recipe, size,

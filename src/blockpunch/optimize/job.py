@@ -41,7 +41,8 @@ class Settings:
     """What to do.
 
     ``plan`` overrides ``scheme``, ``rate``, ``only`` and ``skip``. ``minutes`` of distillation (0: none) need photos.
-    ``engines`` are the peers to measure; ``seconds`` the measuring time for each.
+    ``tune`` is the time in seconds to measure schedules, for each of our two builds. ``engines`` are the peers to
+    measure; ``seconds`` the measuring time for each.
     """
 
     scheme: str = "block-punched:8x4"
@@ -54,6 +55,7 @@ class Settings:
     minutes: float = 0.0
     batch: int = 16
     learning_rate: float | None = None
+    tune: float = 0.0
     engines: tuple[str, ...] = ("onnxruntime",)
     seconds: float = 3.0
     seed: int = 0
@@ -168,11 +170,13 @@ class Job:
         return {name: self.source.graph.shape(name) for name in self.source.graph.inputs}
 
     def _compile(self) -> None:
-        facts = [self.target.to_dict(), self.settings.threads, metadata.version("blockpunch")]
+        facts = [self.target.to_dict(), self.settings.threads, self.settings.tune, metadata.version("blockpunch")]
         self._compiled = fingerprint(self._key, *facts)
 
         def build(graph: Graph, file: str) -> dict[str, Any]:
-            artifact = compile_model(graph, target=self.target, threads=self.settings.threads)
+            artifact = compile_model(graph, target=self.target, threads=self.settings.threads,
+                                     tune_s=self.settings.tune,
+                                     progress=lambda text, done: self.show(Event(text, done, 1.0)))
             artifact.save(self.work.file(file))
             return {}
 
