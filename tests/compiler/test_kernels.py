@@ -8,7 +8,7 @@ import conv_cases
 import numpy as np
 import other_cases
 import pytest
-from harness import Bundle, check, differences
+from harness import Bundle, Native, check, describe, differences
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from random_cases import Spec, bundle_of, convolutions, network
@@ -35,6 +35,23 @@ TARGETS = [("host", ())] + [(name, ("-O1",)) for name in ("x86-64-v4", "x86-64-v
 @pytest.mark.parametrize("bundle", BUNDLES, ids=lambda bundle: bundle.__name__)
 def test_same_as_the_interpreter(bundle: Callable[[], Bundle], target: str, flags: tuple[str, ...]) -> None:
     check(bundle(), target, flags=flags)
+
+
+@pytest.mark.parametrize(("target", "flags"), TARGETS, ids=[name for name, _ in TARGETS])
+def test_extremes(target: str, flags: tuple[str, ...]) -> None:
+    """Arguments far out, where an exponential overflows or vanishes on the way to an ordinary result."""
+    bounded = ("Sigmoid", "Tanh", "Silu", "HardSwish", "Softplus", "Mish", "Erf")
+    b = Bundle()
+    x = b.input(4, 300)
+    b.output(*[b.node(op, x) for op in bounded], b.node("Gelu", x, approximate="none"),
+             b.node("Gelu", x, approximate="tanh"), b.node("Elu", x, alpha=1.0), b.node("Softmax", x, axis=1))
+    native = Native(compile_graph(b.graph, Target.named(target)), Target.named(target), flags)
+    near = np.linspace(-130, 130, 1200, dtype=np.float32).reshape(4, 300)
+    for values in (near, near * 1e-3, near * 1e3, np.float32(1e30) * np.sign(near)):
+        expected = list(interpreter.run(b.graph, [values]).values())
+        errors = differences(b.graph, native.run([values]), expected)
+        wrong = {describe(b.graph, name): error for name, error in errors.items() if error > 1e-5}
+        assert not wrong, f"up to {values.max():g}: {wrong}"
 
 
 @settings(max_examples=5, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
