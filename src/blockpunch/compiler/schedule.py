@@ -113,7 +113,7 @@ def _filter_cycles(counts: Ints, height: int, rows: int, geometry: Geometry, tar
     total = columns * 4 * (height + 1) / _stream_bytes(columns * 4 * height, target)
     for n, times in ((rows, geometry.rows // rows), (geometry.rows % rows, 1)):
         pixels = n * geometry.width
-        per_column = max(pixels * parts / _FMA_PER_CYCLE, _FMA_LATENCY, (pixels + parts) * _BROADCAST_CYCLES)
+        per_column = max(pixels * parts / _FMA_PER_CYCLE, _FMA_LATENCY / 2, (pixels + parts) * _BROADCAST_CYCLES)
         if n:
             total += times * (columns * per_column
                               + len(counts) * (_TILE_CYCLES + height * (pixels * 1.5 + n * _ROW_CYCLES)))

@@ -75,9 +75,21 @@ def _flat(node: Node, graph: Graph, target: Target) -> bool:
         return False
     (oh, ow), taps, width = graph.shape(node.outputs[0])[2:], node.attrs["taps"], target.vector_floats
     reach = max(t[1] for t in taps) - min(t[1] for t in taps)
-    flat = -(-oh * (ow + 1) // width) * len(taps)
-    rows = -(-oh // _TILE_ROWS[1]) * -(-ow // width) * len({t[2] for t in taps}) * (_TILE_ROWS[1] + reach)
-    return bool(flat < rows)
+    flat = -(-oh * (ow + 1) // width) * len(taps)  # as many loads as multiply-adds
+    vectors = -(-ow // width)
+    loads = -(-oh // _TILE_ROWS[1]) * vectors * len({t[2] for t in taps}) * (_TILE_ROWS[1] + reach)
+    return bool(2 * flat < loads + oh * vectors * len(taps))
+
+
+def _loads_of(dxs: list[int], stride: int) -> list[tuple[int, int]]:
+    """(column distance, taps it serves) of each load of a row: with stride 2, neighbours come from the same vectors."""
+    loads: list[tuple[int, int]] = []
+    for dx in dxs:
+        if stride == 2 and loads and loads[-1] == (dx - 1, 1):
+            loads[-1] = (dx - 1, 2)
+        else:
+            loads.append((dx, 1))
+    return loads
 
 
 def _lower_flat(node: Node, x: View, y: View, ctx: Context) -> tuple[str, str, str, dict[str, Any]]:
@@ -106,7 +118,8 @@ def _lower_rows(node: Node, x: View, y: View, ctx: Context) -> tuple[str, str, s
     shape = "_".join(str(v).replace("-", "m") for v in (*dys, "by", *dxs))
     name = f"depthwise_{shape}_stride{sh}{sw}_x{rows}{epilogue_name(node.epilogue)}{'_margin' if masked else ''}"
     helper = render("depthwise_rows.c.j2", name=name, dys=dys, dxs=dxs, sh=sh, sw=sw, rows=rows, masked=masked,
-                    loads=len(residuals), place=list.index,
+                    loads=len(residuals), place=list.index, loads_of=_loads_of,
+                   
                     epilogue=lambda t: epilogue_code(node.epilogue, "v_", [load.format(t=t) for load in residuals]))
     h, w = y.shape[2:]
     return name, helper, f"{rows} rows x 1 vector", {
