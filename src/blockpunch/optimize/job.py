@@ -207,7 +207,9 @@ class Job:
 
         def look() -> list[list[dict[str, Any]]]:
             artifacts = (Artifact.load(self.work.file(name)) for name in ("dense.bp", "net.bp"))
-            rows = (time_layers(a, threads=self.settings.threads) if here else static_layers(a) for a in artifacts)
+            s = self.settings
+            rows = (time_layers(a, threads=s.threads, seconds=min(1.0, s.seconds)) if here else static_layers(a)
+                    for a in artifacts)
             return [[row.to_json() for row in part] for part in rows]
 
         before, after = self.work.stage("layers", self._compiled, [], look)
