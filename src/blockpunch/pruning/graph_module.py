@@ -80,12 +80,14 @@ class GraphModule(nn.Module):  # type: ignore[misc]
         return getattr(self.get_submodule(path), known)
 
     def _add_norm(self, node: Node) -> None:
-        layer = nn.Module()
+        rank = len(self.graph.shape(node.inputs[0]))
+        channels = len(self.graph.constants[node.inputs[1]])
+        layer = (nn.BatchNorm2d if rank == 4 else nn.BatchNorm1d)(channels, eps=node.attrs["eps"])
         self._place(node.name, layer)
         layer.weight = self._parameter(node, node.inputs[1], "weight")
         layer.bias = self._parameter(node, node.inputs[2], "bias")
-        for name, field in zip(node.inputs[3:], ("mean", "variance"), strict=True):
-            layer.register_buffer(field, torch.from_numpy(np.array(self.graph.constants[name])))
+        for name, field in zip(node.inputs[3:], ("running_mean", "running_var"), strict=True):
+            getattr(layer, field).copy_(torch.from_numpy(np.array(self.graph.constants[name])))
             self._homes.setdefault(name, (node.name, field))
 
     def _place(self, name: str, layer: Any) -> None:
@@ -119,12 +121,8 @@ class GraphModule(nn.Module):  # type: ignore[misc]
             even = (top, left) == (bottom, right)
             x = arguments[0] if even else functional.pad(arguments[0], (left, right, top, bottom))
             return self.get_submodule(node.name)(x)
-        if node.op == "Linear":
+        if node.op in ("Linear", "BatchNorm"):
             return self.get_submodule(node.name)(arguments[0])
-        if node.op == "BatchNorm":
-            layer = self.get_submodule(node.name)
-            return functional.batch_norm(arguments[0], layer.mean, layer.variance, layer.weight, layer.bias,
-                                         self.training, eps=node.attrs["eps"])
         if node.op == "Reshape":
             shape = node.attrs["shape"]
             batched = shape and shape[0] == sizes[0]
