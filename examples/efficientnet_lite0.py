@@ -54,11 +54,12 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("demo"), help="folder for the results")
     parser.add_argument("--rate", type=float, default=2.0, help="weights before / weights kept in pruned layers")
     parser.add_argument("--minutes", type=float, default=3.5, help="time for distillation")
+    parser.add_argument("--tune", type=float, default=20.0, help="seconds to measure schedules, for each build")
     parser.add_argument("--limit", type=int, help="use at most so many photos")
     options = parser.parse_args()
     source = ModuleSource(network(), torch.zeros(1, 3, SIZE, SIZE), "EfficientNet-Lite0")
     photos, check = photos_and_check(options.limit)
-    settings = Settings(scheme="block-punched:8x4", rate=options.rate, minutes=options.minutes, tune=20.0,
+    settings = Settings(scheme="block-punched:8x4", rate=options.rate, minutes=options.minutes, tune=options.tune,
                         engines=("onnxruntime", "openvino"), command="make demo")
     with show.Watching() as watching:
         facts = Job(source, options.output, settings, photos, check, watching).run()

@@ -154,10 +154,12 @@ class Job:
         pruner = Pruner(student, plan)
         recipe = Recipe(epochs=100_000, minutes=s.minutes, optimizer="adam", seed=s.seed, lr=s.learning_rate,
                         warmup_steps=10)
+        checkpoint = self.work.file(f"recover-{self._key[:12]}.safetensors")
         result = distill(pruner, teacher, batches(photos, s.batch), recipe=recipe, progress=progress,
-                         checkpoint=self.work.file(f"recover-{self._key[:12]}.safetensors"), checkpoint_seconds=20.0)
+                         checkpoint=checkpoint, checkpoint_seconds=20.0)
         pruner.finalize_()
         self.source.write(student.constants(), self.onnx)
+        checkpoint.unlink(missing_ok=True)
         text = f"Distilled from the dense network for {s.minutes:g} minutes ({result.steps} steps) on {photos.source}."
         return {**self._count(), "recovery": text}
 
