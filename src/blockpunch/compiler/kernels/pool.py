@@ -41,6 +41,13 @@ class Pool(Kernel):
         merge = _max if largest else _add
         scale = "" if largest else _average(node, w, kh, kw, sw, dw, left)
         epilogue = " ".join(epilogue_code(node.epilogue, "s_", []))
+
+        def tail(vector: str, scalar: str) -> str:
+            """The rest of a row: the input may be read past its end, if it is not the caller's array."""
+            if x.plane:
+                return f"if (j < {w}) v_store(l + j, v_pick(v_lanes((1u << ({w} - j)) - 1), {vector}, v_set({empty})));"
+            return f"for (; j < {w}; j++) l[j] = {scalar};"
+
         body = f"""float line[{line + spare}];
 for (int j = 0; j < {line + spare}; j++) line[j] = {empty};
 for (int unit = begin; unit < end; unit++) {{
@@ -56,10 +63,10 @@ float *l = line + {left};
 int j = 0;
 if (rows++ == 0) {{
 for (; j + VL <= {w}; j += VL) v_store(l + j, v_load(q + j));
-for (; j < {w}; j++) l[j] = q[j];
+{tail("v_load(q + j)", "q[j]")}
 }} else {{
 for (; j + VL <= {w}; j += VL) v_store(l + j, {merge("v_", "v_load(l + j)", "v_load(q + j)")});
-for (; j < {w}; j++) l[j] = {merge("s_", "l[j]", "q[j]")};
+{tail(merge("v_", "v_load(l + j)", "v_load(q + j)"), merge("s_", "l[j]", "q[j]"))}
 }}
 }}
 if (!rows) for (int j = 0; j < {w}; j++) line[{left} + j] = {empty};
@@ -93,7 +100,9 @@ def _vectors(node: Node, ow: int, merge: Callable[[str, str, str], str]) -> str:
     kh, kw = node.attrs["kernel"]
     scale = "" if node.op == "MaxPool" else f"x *= {1 / (kh * kw)!r}f;"
     epilogue = " ".join(epilogue_code(node.epilogue, "v_", []))
-    return f"for (; j + VL <= {ow}; j += VL) {{ vf x = {value}; {scale} {epilogue} v_store(o + j, x); }}"
+    one = f"vf x = {value}; {scale} {epilogue}"
+    return (f"for (; j + VL <= {ow}; j += VL) {{ {one} v_store(o + j, x); }}\n"
+            f"if (j < {ow}) {{ {one} v_store_first(o + j, x, {ow} - j); j = {ow}; }}")
 
 
 def _average(node: Node, w: int, kh: int, kw: int, sw: int, dw: int, left: int) -> str:
