@@ -17,7 +17,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from blockpunch.data import data_root
 from blockpunch.measure.bench import relative_error
 from blockpunch.pruning import onnx_layers, prune_onnx
 from blockpunch.schemes import REGULARITIES, Scheme
+from blockpunch.target import host_cores
 from networks import NETWORKS, export
 
 BAR = 1e-4
@@ -174,31 +177,48 @@ def main() -> int:
     parser.add_argument("--scheme", action="append", help="such as dense or block-punched:8x4 (default: all)")
     parser.add_argument("--rate", action="append", type=float, help=f"default: {RATES}")
     parser.add_argument("--results", type=Path, default=Path("build/check_networks.jsonl"), help="file of rows")
+    parser.add_argument("--jobs", type=int, default=host_cores(), help="builds at a time (default: cores)")
     arguments = parser.parse_args()
     results, rows, missing = Results(arguments.results), [], []
     chosen = [(scheme, rate) for scheme, rate in variants(arguments.rate or RATES)
               if not arguments.scheme or scheme in arguments.scheme]
-    print(HEADER)
-    for name in arguments.only or names:
-        known = [(variant, results.has(name, *variant)) for variant in chosen]
-        with tempfile.TemporaryDirectory() as temporary:
-            folder = Path(temporary)
-            path = source(name, folder) if not all(found for _, found in known) else folder
-            if path is None:
-                missing.append(name)
-                continue
-            for (scheme, rate), found in known:
-                for row in found or measured(name, path, scheme, rate, folder, results):
-                    print(line(row), flush=True)
-                    rows.append(row)
+    print(HEADER, flush=True)
+    with ProcessPoolExecutor(arguments.jobs, get_context("spawn")) as pool:
+        for name in arguments.only or names:
+            with tempfile.TemporaryDirectory() as temporary:
+                for row in network_rows(name, chosen, results, pool, Path(temporary)):
+                    if row is None:
+                        missing.append(name)
+                    else:
+                        print(line(row), flush=True)
+                        rows.append(row)
     return verdict(rows, missing)
 
 
-def measured(name: str, path: Path, scheme: str, rate: float, folder: Path, results: Results) -> Iterator[Row]:
-    pruned, kept = prune(path, scheme, rate, folder)
-    for row in check(name, pruned, scheme, rate, kept, folder=folder):
-        results.add(row)
-        yield row
+def network_rows(name: str, chosen: Sequence[tuple[str, float]], results: Results, pool: Executor,
+                 folder: Path) -> Iterator[Row | None]:
+    """The rows of one network in order, known ones and new ones; ``None`` where its weights are not here."""
+    known = {variant: results.has(name, *variant) for variant in chosen}
+    todo = [variant for variant in chosen if not known[variant]]
+    path = source(name, folder) if todo else None
+    if todo and path is None:
+        yield None
+        return
+    new = pool.map(measure, [(name, path, scheme, rate) for scheme, rate in todo])
+    for variant in chosen:
+        for row in known[variant] or next(new):
+            if not known[variant]:
+                results.add(row)
+            yield row
+
+
+def measure(task: tuple[str, Path, str, float]) -> list[Row]:
+    """Prune and check, in a process of its own."""
+    name, path, scheme, rate = task
+    with tempfile.TemporaryDirectory(dir=path.parent if name not in SHARED else None) as temporary:
+        folder = Path(temporary)
+        pruned, kept = prune(path, scheme, rate, folder)
+        return list(check(name, pruned, scheme, rate, kept, folder=folder))
 
 
 def verdict(rows: Sequence[Row], missing: Sequence[str]) -> int:
