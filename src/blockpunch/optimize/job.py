@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from blockpunch.schemes import Scheme
 from blockpunch.target import Target
 
 PRUNED, DENSE = "blockpunch, pruned", "blockpunch, dense"
+_REFIT_BATCHES, _REFIT_BATCH = 8, 32
 _NAMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 
 
@@ -139,8 +141,11 @@ class Job:
         return {**self._count(), "recovery": "Pruned in one shot, not recovered."}
 
     def _recover(self, plan: Plan) -> dict[str, Any]:
+        import torch
+
         from blockpunch.pruning.graph_module import GraphModule
         from blockpunch.pruning.recover import Recipe, Status, distill
+        from blockpunch.pruning.refit import refit_
         from blockpunch.pruning.torch_prune import Pruner
 
         s, photos = self.settings, self.photos
@@ -152,15 +157,20 @@ class Job:
             self.show(Event(f"distil: step {status.step}, loss {status.loss:.3f}", status.seconds, s.minutes * 60))
 
         pruner = Pruner(student, plan)
+        checkpoint = self.work.file(f"recover-{self._key[:12]}.safetensors")
+        if not checkpoint.exists():
+            self.show(Event("recover: refitting the weights that stay"))
+            torch.manual_seed(s.seed)
+            refit_(pruner, list(islice(batches(photos, _REFIT_BATCH), _REFIT_BATCHES)))
         recipe = Recipe(epochs=100_000, minutes=s.minutes, optimizer="adam", seed=s.seed, lr=s.learning_rate,
                         warmup_steps=10)
-        checkpoint = self.work.file(f"recover-{self._key[:12]}.safetensors")
         result = distill(pruner, teacher, batches(photos, s.batch), recipe=recipe, progress=progress,
                          checkpoint=checkpoint, checkpoint_seconds=20.0)
         pruner.finalize_()
         self.source.write(student.constants(), self.onnx)
         checkpoint.unlink(missing_ok=True)
-        text = f"Distilled from the dense network for {s.minutes:g} minutes ({result.steps} steps) on {photos.source}."
+        text = (f"Refitted by least squares, then distilled from the dense network for {s.minutes:g} minutes "
+                f"({result.steps} steps), on {photos.source}.")
         return {**self._count(), "recovery": text}
 
     def _count(self) -> dict[str, int]:
