@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import ctypes
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from blockpunch.compiler import Program, compile_graph, toolchain
+from blockpunch.compiler import Choice, Program, compile_graph, toolchain
 from blockpunch.graph import interpreter
 from blockpunch.graph.ir import FusedOp, Graph, Node, Value
 from blockpunch.graph.operators import OPERATORS
@@ -174,14 +174,15 @@ def differences(graph: Graph, found: Sequence[np.ndarray], expected: Sequence[np
 
 
 def check(bundle: Bundle, target: Target | str, *, ranges: Sequence[int] = (1, 2, 3), tolerance: float = 1e-5,
-          threads_hint: int = 1, seed: int = 1, flags: Sequence[str] = ()) -> Program:
+          threads_hint: int = 1, seed: int = 1, flags: Sequence[str] = (),
+          choices: Mapping[str, Choice] | None = None) -> Program:
     """Compile ``bundle`` for ``target``, run it with every split of the work, and compare all cases with the oracle."""
     verify(bundle.graph)
     target = Target.named(target) if isinstance(target, str) else target
     inputs = bundle.sample(seed)
     oracle = interpreter.run(bundle.graph, inputs)
     expected = [oracle[name] for name in bundle.graph.outputs]
-    program = compile_graph(bundle.graph, target, threads_hint=threads_hint)
+    program = compile_graph(bundle.graph, target, threads_hint=threads_hint, choices=choices)
     native = Native(program, target, flags)
     for count in ranges:
         wrong = {name: error for name, error in
