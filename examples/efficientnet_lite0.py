@@ -52,6 +52,7 @@ def main() -> None:
     """Parse the options and run the job."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("demo"), help="folder for the results")
+    parser.add_argument("--scheme", default="block-punched:4x1", help="regularity and block size")
     parser.add_argument("--rate", type=float, default=2.0, help="weights before / weights kept in pruned layers")
     parser.add_argument("--minutes", type=float, default=3.5, help="time for distillation")
     parser.add_argument("--tune", type=float, default=20.0, help="seconds to measure schedules, for each build")
@@ -59,7 +60,7 @@ def main() -> None:
     options = parser.parse_args()
     source = ModuleSource(network(), torch.zeros(1, 3, SIZE, SIZE), "EfficientNet-Lite0")
     photos, check = photos_and_check(options.limit)
-    settings = Settings(scheme="block-punched:8x4", rate=options.rate, minutes=options.minutes, tune=options.tune,
+    settings = Settings(scheme=options.scheme, rate=options.rate, minutes=options.minutes, tune=options.tune,
                         engines=("onnxruntime", "openvino"), command="make demo")
     with show.Watching() as watching:
         facts = Job(source, options.output, settings, photos, check, watching).run()
