@@ -133,7 +133,7 @@ def conv_epilogues() -> Bundle:
         b.output(b.conv(y, b.weights(2, filters, 3, 3), pads=(1, 1, 1, 1)) if margin else y)
 
     for i, activation in enumerate(ACTIVATIONS):
-        add((activation,), filters=1 + i % 3, margin=i % 2 == 0)
+        add((activation,), filters=1, margin=i % 2 == 0)
     for i, op in enumerate(("Add", "Sub", "Mul")):
         add((fused(op, 3),), batch_shape(i))
         add((fused(op, 3), fused("Relu")), direct=True)

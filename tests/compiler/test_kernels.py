@@ -29,10 +29,13 @@ BUNDLES: list[Callable[[], Bundle]] = [
 # The host's own target is built as it is shipped; for the others half the optimisation takes half the time.
 TARGETS = [("host", ())] + [(name, ("-O1",)) for name in ("x86-64-v4", "x86-64-v3", "x86-64")
                             if name != Target.host().name and Target.named(name).runs_here()[0]]
+# The narrowest vectors differ from the others in tails and masks only: a part of the cases shows that.
+NARROW = (conv_cases.conv_maps, conv_cases.zeros, conv_cases.linear, other_cases.elementwise, other_cases.windows)
+CASES = [(bundle, target, flags) for bundle in BUNDLES for target, flags in TARGETS
+         if target != "x86-64" or bundle in NARROW]
 
 
-@pytest.mark.parametrize(("target", "flags"), TARGETS, ids=[name for name, _ in TARGETS])
-@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda bundle: bundle.__name__)
+@pytest.mark.parametrize(("bundle", "target", "flags"), CASES, ids=[f"{b.__name__}-{t}" for b, t, _ in CASES])
 def test_same_as_the_interpreter(bundle: Callable[[], Bundle], target: str, flags: tuple[str, ...]) -> None:
     check(bundle(), target, flags=flags)
 
