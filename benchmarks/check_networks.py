@@ -183,7 +183,8 @@ def main() -> int:
     chosen = [(scheme, rate) for scheme, rate in variants(arguments.rate or RATES)
               if not arguments.scheme or scheme in arguments.scheme]
     print(HEADER, flush=True)
-    with ProcessPoolExecutor(arguments.jobs, get_context("spawn")) as pool:
+    pool = ProcessPoolExecutor(arguments.jobs, get_context("spawn"))
+    try:
         for name in arguments.only or names:
             with tempfile.TemporaryDirectory() as temporary:
                 for row in network_rows(name, chosen, results, pool, Path(temporary)):
@@ -192,6 +193,11 @@ def main() -> int:
                     else:
                         print(line(row), flush=True)
                         rows.append(row)
+    except KeyboardInterrupt:
+        print(f"interrupted; the same command goes on from the {len(results.rows)} rows in {arguments.results}")
+        return 130
+    finally:
+        pool.shutdown(cancel_futures=True)
     return verdict(rows, missing)
 
 
