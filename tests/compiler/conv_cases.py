@@ -217,3 +217,27 @@ def linear() -> Bundle:
     flat = b.node("Reshape", pooled, shape=(2, 11))
     b.output(b.node("Linear", flat, b.weights(6, 11)))
     return b
+
+
+def layers() -> Bundle:
+    """Layers that together allow every form, height and tile: wide and narrow maps, zeros, margins, operands."""
+    b = Bundle(61)
+
+    def add(filters: int, channels: int, kernel: int, size: tuple[int, int], *, batch: int = 1, keep: int | None = None,
+            stride: int = 1, reader: bool = False, operand: bool = False) -> None:
+        shape = (kernel, kernel)
+        mask = None if keep is None else masks(b.rng, filters, channels, shape)[keep]
+        w = b.weights(filters, channels, *shape, keep=mask)
+        plain = b.conv(b.value(batch, channels, *size), w, pads=same(shape), stride=(stride, stride))
+        epilogue = [fused("Add", 3), fused("Relu")] if operand else [fused("Silu")]
+        y = b.conv(b.value(batch, channels, *size), w, pads=same(shape), stride=(stride, stride), epilogue=epilogue,
+                   operands=[b.value(*b.graph.shape(plain))] if operand else [])
+        b.output(y, *([b.conv(y, b.weights(1, filters, 3, 3), pads=(1, 1, 1, 1))] if reader else []))
+
+    add(32, 6, 3, (7, 7), keep=5, reader=True, operand=True)
+    add(64, 9, 1, (5, 3), batch=2)
+    add(48, 7, 3, (14, 13), keep=4, stride=2, reader=True)
+    add(35, 8, 1, (9, 40), keep=3, operand=True)
+    add(16, 5, 3, (30, 33), keep=6, batch=2)
+    add(33, 4, 3, (2, 2), keep=2, reader=True)
+    return b

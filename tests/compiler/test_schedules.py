@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import conv_cases
 import numpy as np
 import pytest
-from conv_cases import masks, same
-from harness import Bundle, check, fused
+from harness import check
 
 from blockpunch.compiler import Choice, compile_graph, schedule
 from blockpunch.target import Target
@@ -13,34 +13,10 @@ from blockpunch.target import Target
 ROUNDS = 7
 
 
-def layers() -> Bundle:
-    """Layers that together allow every form, height and tile: wide and narrow maps, zeros, margins, operands."""
-    b = Bundle(61)
-
-    def add(filters: int, channels: int, kernel: int, size: tuple[int, int], *, batch: int = 1, keep: int | None = None,
-            stride: int = 1, reader: bool = False, operand: bool = False) -> None:
-        shape = (kernel, kernel)
-        mask = None if keep is None else masks(b.rng, filters, channels, shape)[keep]
-        w = b.weights(filters, channels, *shape, keep=mask)
-        plain = b.conv(b.value(batch, channels, *size), w, pads=same(shape), stride=(stride, stride))
-        epilogue = [fused("Add", 3), fused("Relu")] if operand else [fused("Silu")]
-        y = b.conv(b.value(batch, channels, *size), w, pads=same(shape), stride=(stride, stride), epilogue=epilogue,
-                   operands=[b.value(*b.graph.shape(plain))] if operand else [])
-        b.output(y, *([b.conv(y, b.weights(1, filters, 3, 3), pads=(1, 1, 1, 1))] if reader else []))
-
-    add(32, 6, 3, (7, 7), keep=5, reader=True, operand=True)
-    add(64, 9, 1, (5, 3), batch=2)
-    add(48, 7, 3, (14, 13), keep=4, stride=2, reader=True)
-    add(35, 8, 1, (9, 40), keep=3, operand=True)
-    add(16, 5, 3, (30, 33), keep=6, batch=2)
-    add(33, 4, 3, (2, 2), keep=2, reader=True)
-    return b
-
-
 @pytest.mark.parametrize("target", ["host", "x86-64-v3"])
 def test_every_choice_is_right(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(schedule, "_WORST", 1e9)  # also those that the model finds slow
-    bundle, chosen = layers(), Target.named(target)
+    bundle, chosen = conv_cases.layers(), Target.named(target)
     if not chosen.runs_here()[0]:
         pytest.skip("not on this CPU")
     options = compile_graph(bundle.graph, chosen, threads_hint=2).options
