@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,7 +22,7 @@ TINY_CACHE = replace(Target.host(), l2_bytes=4096)
 
 
 def chain() -> Bundle:
-    """Inverted residuals, a strided block and pools on one map: every kind of step with bands, with residuals across."""
+    """Inverted residuals, a strided block and a pool on one map: every kind of step with bands, and residuals."""
     b = Bundle()
     relu6 = fused("Clip", min=0.0, max=6.0)
     x = b.node("Neg", b.input(1, 6, 37, 41))
@@ -65,7 +66,7 @@ def test_every_unit_runs_once() -> None:
     whole = compile_graph(chain().graph, Target.host())
     for step in range(len(program.steps)):
         parts = sorted((begin, end) for s, begin, end in slices(program.source["model.c"]) if s == step)
-        assert parts[0][0] == 0 and all(a[1] == b[0] for a, b in zip(parts, parts[1:], strict=False))
+        assert parts[0][0] == 0 and all(a[1] == b[0] for a, b in itertools.pairwise(parts))
     assert len(whole.steps) == len(program.steps)
 
 

@@ -66,7 +66,7 @@ def _joins(step: Step, first: Step, floats: Mapping[str, int], cache_bytes: int)
 
 def _interleave(steps: Sequence[Step], members: range, producers: Mapping[str, Sequence[int]]) -> list[Slice]:
     """The deepest step that has its rows goes first; what is written outside the group is complete."""
-    done = {step: 0 for step in members}  # bands
+    done = dict.fromkeys(members, 0)  # bands
     slices: list[Slice] = []
 
     def ready(step: int) -> bool:

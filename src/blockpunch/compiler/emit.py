@@ -31,8 +31,8 @@ def emit(name: str, target: Target, steps: Sequence[Step], slices: Sequence[Slic
     for step in steps:
         helpers |= step.helpers
     return render("prelude.c.j2", name=_comment(name), target=target) + render(
-        "model.c.j2", name=name, steps=steps, slices=slices, helpers=list(helpers.values()), inputs=inputs, outputs=outputs,
-        tables=tables, comment=_comment, quote=json.dumps)
+        "model.c.j2", name=name, steps=steps, slices=slices, helpers=list(helpers.values()), inputs=inputs,
+        outputs=outputs, tables=tables, comment=_comment, quote=json.dumps)
 
 
 def _comment(text: str) -> str:

@@ -16,7 +16,6 @@ from blockpunch.compiler.program import Blob, Choice, Options, StepInfo
 from blockpunch.graph.ir import Array, FusedOp, Graph, Node
 from blockpunch.target import Target
 
-
 _BAND_SHARE = 0.6
 
 

@@ -145,10 +145,11 @@ def _lower_rows(node: Node, x: View, y: View, ctx: Context) -> tuple[str, str, s
     name = f"depthwise_{shape}_stride{sh}{sw}_x{rows}{epilogue_name(node.epilogue)}{'_margin' if masked else ''}"
     helper = render("depthwise_rows.c.j2", name=name, dys=dys, dxs=dxs, sh=sh, sw=sw, rows=rows, masked=masked,
                     loads=len(residuals), place=list.index, loads_of=_loads_of,
-                   
+
                     epilogue=lambda t: epilogue_code(node.epilogue, "v_", [load.format(t=t) for load in residuals]))
     h, w = y.shape[2:]
     per_band = band_rows(4 * (sh * x.shape[1] * x.plane.row + y.shape[1] * y.plane.row), h, ctx.target, rows)
     return name, helper, f"{rows} rows x 1 vector", {
-        "in_row": x.strides[2], "out_row": y.strides[2], "height": h, "width": w, "bands": -(-h // per_band), "band_rows": per_band, "head": y.plane.origin,
-        "gap": y.plane.row - w, "tail": y.plane.stride - y.plane.origin - h * y.plane.row}
+        "in_row": x.strides[2], "out_row": y.strides[2], "height": h, "width": w, "bands": -(-h // per_band),
+        "band_rows": per_band, "head": y.plane.origin, "gap": y.plane.row - w,
+        "tail": y.plane.stride - y.plane.origin - h * y.plane.row}

@@ -59,7 +59,8 @@ for (int unit = begin; unit < end; unit++) {{
 const int ch = unit % {c}, first = unit / {c} % {bands} * {per_band}, image = unit / {c * bands};
 const int stop = first + {per_band} < {oh} ? first + {per_band} : {oh};
 const float *p = {ctx.pointer(x)} + (ptrdiff_t)image * {x.strides[0]} + (ptrdiff_t)ch * {x.strides[1]};
-float *o = {ctx.pointer(y)} + (ptrdiff_t)image * {y.strides[0]} + (ptrdiff_t)ch * {y.strides[1]} + (ptrdiff_t)first * {y.strides[2]};
+float *o = {ctx.pointer(y)} + (ptrdiff_t)image * {y.strides[0]} + (ptrdiff_t)ch * {y.strides[1]};
+o += (ptrdiff_t)first * {y.strides[2]};
 {head}
 for (int row = first; row < stop; row++, o += {y.strides[2]}) {{
 int rows = 0;
