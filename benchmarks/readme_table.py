@@ -83,8 +83,8 @@ def table(threads: int, seconds: float, only: str | None) -> str:
     machine = survey()
     versions = ", ".join(f"{title} {machine.engines[name]}" for name, title in PEERS.items())
     return "\n".join([
-        "| network | scheme | rate | best dense peer, ms | ours dense, ms | ours pruned, ms | gain over best peer | "
-        "of which pruning | error |", "|---|---|---|---|---|---|---|---|---|", *lines, "",
+        "| network | scheme | rate | best dense peer, ms | ours dense, ms | ours pruned, ms | best peer → pruned | "
+        "ours dense → pruned | error |", "|---|---|---|---|---|---|---|---|---|", *lines, "",
         f"Batch 1, float32, {threads} thread{'s' if threads > 1 else ''}, {machine.cpu} ({machine.isa}, FMA peak "
         f"{2 * (machine.peak_gmacs or 0):.0f} GFLOP/s a core); medians of interleaved rounds in one process; "
         f"{versions}. Error: largest difference from ONNX Runtime over the largest output, all engines."])
