@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from dataclasses import replace
 
 import conv_cases
 import numpy as np
@@ -66,6 +68,15 @@ def test_any_convolution(specs: list[Spec]) -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_any_network(seed: int) -> None:
     check(network(seed), TARGETS[seed % len(TARGETS)][0], flags=("-O1",), threads_hint=1 + seed % 2, tolerance=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_any_network_in_a_tiny_cache(seed: int) -> None:
+    """Every layer is larger than the cache, so that the work is cut into bands and interleaved wherever it can be."""
+    host = Target.named(TARGETS[seed % len(TARGETS)][0])
+    tiny = replace(host, l1_bytes=256, l2_bytes=512)
+    program = check(network(50 + seed, 40, batch=1), tiny, flags=("-O1",), threads_hint=1 + seed % 2, tolerance=1e-4)
+    assert len(re.findall(r"^    \{ step_", program.source["model.c"], re.MULTILINE)) > len(program.steps)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
