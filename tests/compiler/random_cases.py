@@ -54,11 +54,11 @@ def bundle_of(specs: list[Spec]) -> Bundle:
     return b
 
 
-def network(seed: int, layers: int = 28, batch: int = 2) -> Bundle:
+def network(seed: int, layers: int = 28) -> Bundle:
     """A network in which any layer may read any earlier value: views, joins and lives of values of every kind."""
     b = Bundle(seed)
     rng = b.rng
-    values = [b.input(batch, 4, 12, 10), b.input(batch, 3, 6, 5)]
+    values = [b.input(2, 4, 12, 10), b.input(2, 3, 6, 5)]
 
     def pick(like: tuple[int, ...] | None = None) -> str:
         known = [v for v in values if like is None or b.graph.shape(v) == like]

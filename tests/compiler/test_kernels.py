@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import conv_cases
 import numpy as np
@@ -67,17 +66,6 @@ def test_any_convolution(specs: list[Spec]) -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_any_network(seed: int) -> None:
     check(network(seed), TARGETS[seed % len(TARGETS)][0], flags=("-O1",), threads_hint=1 + seed % 2, tolerance=1e-4)
-
-
-@pytest.mark.parametrize(("target", "seed"), [("x86-64-v4", 69), ("x86-64-v3", 82), ("x86-64", 62)])
-def test_any_network_in_a_tiny_cache(target: str, seed: int) -> None:
-    """Every layer is larger than the cache, so that the work is cut into bands and interleaved wherever it can be."""
-    tiny = replace(Target.named(target), l1_bytes=256, l2_bytes=512)
-    if not tiny.runs_here()[0]:
-        pytest.skip("not on this CPU")
-    program = check(network(seed, 40, batch=1), tiny, flags=("-O1",), threads_hint=1 + seed % 2, tolerance=1e-4)
-    table = program.source["model.c"].partition("slices[] = {")[2].partition("};")[0]
-    assert table.count("{") > len(program.steps)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from blockpunch.compiler.bands import order, producers_of
 from blockpunch.compiler.emit import Tables, emit
 from blockpunch.compiler.kernels import Context, Step, kernels_for
 from blockpunch.compiler.layout import Needs, assign
@@ -46,14 +45,12 @@ def compile_graph(graph: Graph, target: Target, *, threads_hint: int = 1,
     lowered = [kernel.lower(node, ctx) for node, kernel in pairs]
     steps: list[Step] = [step for step in lowered if step is not None and step.units]
     outside = {*legal.inputs, *legal.outputs}
-    makers = producers_of(legal, {step.info.name: i for i, step in enumerate(steps)})
-    work = order(steps, makers, layout.buffers, target.l2_bytes // 2)
-    places, floats = plan(steps, work.group, {root: n for root, n in layout.buffers.items() if root not in outside})
+    places, floats = plan(steps, {root: size for root, size in layout.buffers.items() if root not in outside})
     inputs = [(name, legal.values[name].shape) for name in legal.inputs]
     outputs = [(name, legal.values[legal_name].shape)
                for name, legal_name in zip(graph.outputs, legal.outputs, strict=True)]
     weights = ctx.blob.tobytes()
     tables = Tables({ctx.buffer(root): at for root, at in places.items()}, len(weights), floats * 4, MAX_THREADS)
-    source = emit(graph.name, target, steps, work.slices, inputs, outputs, tables)
+    source = emit(graph.name, target, steps, inputs, outputs, tables)
     return Program(graph.name, {"model.c": source}, weights, floats * 4, inputs, outputs, [s.info for s in steps],
                    ctx.options)

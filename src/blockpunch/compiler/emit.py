@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from blockpunch.compiler.bands import Slice
 from blockpunch.compiler.kernels import Step
 from blockpunch.compiler.kernels.base import render
 from blockpunch.target import Target
@@ -24,15 +23,14 @@ class Tables:
     threads: int
 
 
-def emit(name: str, target: Target, steps: Sequence[Step], slices: Sequence[Slice],
-         inputs: Tensors, outputs: Tensors, tables: Tables) -> str:
+def emit(name: str, target: Target, steps: Sequence[Step], inputs: Tensors, outputs: Tensors, tables: Tables) -> str:
     """The text of ``model.c``."""
     helpers: dict[str, str] = {}
     for step in steps:
         helpers |= step.helpers
     return render("prelude.c.j2", name=_comment(name), target=target) + render(
-        "model.c.j2", name=name, steps=steps, slices=slices, helpers=list(helpers.values()), inputs=inputs,
-        outputs=outputs, tables=tables, comment=_comment, quote=json.dumps)
+        "model.c.j2", name=name, steps=steps, helpers=list(helpers.values()), inputs=inputs, outputs=outputs,
+        tables=tables, comment=_comment, quote=json.dumps)
 
 
 def _comment(text: str) -> str:

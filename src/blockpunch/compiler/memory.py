@@ -8,19 +8,18 @@ from blockpunch.compiler.kernels import Step
 from blockpunch.compiler.program import ALIGN
 
 
-def plan(steps: Sequence[Step], group: Sequence[int], sizes: dict[str, int]) -> tuple[dict[str, int], int]:
+def plan(steps: Sequence[Step], sizes: dict[str, int]) -> tuple[dict[str, int], int]:
     """Place every scratch buffer.
 
     Args:
         steps: in order of execution.
-        group: of each step: steps of a group run interleaved, so that all they touch is alive together.
         sizes: floats that each scratch buffer takes.
 
     Returns:
         (offset of each buffer in floats, floats in total); largest buffers first, each at the lowest free place.
     """
     lives: dict[str, tuple[int, int]] = {}
-    for at, step in zip(group, steps, strict=True):
+    for at, step in enumerate(steps):
         for name in (*step.writes, *step.reads):
             if name in sizes:
                 first, _ = lives.get(name, (at, at))

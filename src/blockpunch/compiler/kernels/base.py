@@ -16,23 +16,6 @@ from blockpunch.compiler.program import Blob, Choice, Options, StepInfo
 from blockpunch.graph.ir import Array, FusedOp, Graph, Node
 from blockpunch.target import Target
 
-_BAND_SHARE = 0.6
-
-
-@dataclass(frozen=True)
-class Band:
-    """A part of a step's work that completes the first ``rows`` rows of its result.
-
-    Attributes:
-        units: ranges of units to run.
-        rows: rows of the result that are complete afterwards, margins included.
-        needs: (value, rows of it that must be complete before).
-    """
-
-    units: tuple[tuple[int, int], ...]
-    rows: int
-    needs: tuple[tuple[str, int], ...]
-
 
 @dataclass(frozen=True)
 class Step:
@@ -44,7 +27,6 @@ class Step:
         body: C statements; may use ``c`` (the buffers of the run), ``begin`` and ``end`` (its range of units).
         reads, writes: buffers touched.
         helpers: static C functions that the body calls, by name; equal names are the same text.
-        bands: the work again, cut by rows of the result, for steps that can be interleaved; empty for others.
     """
 
     info: StepInfo
@@ -53,7 +35,6 @@ class Step:
     reads: tuple[str, ...]
     writes: tuple[str, ...]
     helpers: dict[str, str] = field(default_factory=dict)
-    bands: tuple[Band, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -122,21 +103,6 @@ def in_sequence(parts: Sequence[tuple[int, str]]) -> str:
                       f"{{ const int begin = first, end = last;\n{body}\n}}\n}}")
         base += units
     return "\n".join(blocks)
-
-
-def band_rows(row_bytes: int, rows: int, target: Target, multiple: int = 1) -> int:
-    """Rows per band: all of them if the whole step fits into the second-level cache, else a fraction of the cache.
-
-    Args:
-        row_bytes: bytes of one row of everything that the step reads and writes.
-        rows: rows of the result.
-        target: the core.
-        multiple: rows that the kernel likes to take at once.
-    """
-    if row_bytes * rows <= target.l2_bytes / 2:
-        return rows
-    fit = max(int(target.l2_bytes * _BAND_SHARE / max(row_bytes, 1)), multiple)
-    return min(fit // multiple * multiple, rows)
 
 
 def operands(node: Node) -> list[str]:

@@ -10,11 +10,9 @@ import numpy as np
 
 from blockpunch.compiler import schedule
 from blockpunch.compiler.kernels.base import (
-    Band,
     Context,
     Kernel,
     Step,
-    band_rows,
     core_inputs,
     epilogue_code,
     epilogue_name,
@@ -67,37 +65,8 @@ class Conv(Kernel):
         return Step(info=_info(node, ctx, matrix, segments, chosen.choice, gain), units=sum(u for u, _, _ in emitted),
                     body=in_sequence([(u, body) for u, body, _ in emitted]),
                     reads=tuple(ctx.view(n).root for n in (node.inputs[0], *operands(node))), writes=(y.root,),
-                    bands=_bands(node, emitted, chosen.choice, vectors, x, y, ctx),
                     helpers={"conv_layer": render("conv_layer.c.j2"), **{k: t for _, _, h in emitted
                                                                          for k, t in h.items()}})
-
-
-def _bands(node: Node, emitted: list[tuple[int, str, dict[str, str]]], chosen: Choice, vectors: int, x: View, y: View,
-           ctx: Context) -> tuple[Band, ...]:
-    """Bands of whole chunks; one image only, since units run through images first."""
-    assert x.plane and y.plane
-    chunks = -(-vectors // chosen.chunk)
-    if chosen.form != "pixels" or x.shape[0] != 1 or chunks == 1:
-        return ()
-    row, height = y.plane.row, y.shape[2]
-    rows = band_rows(4 * row * (x.shape[1] + y.shape[1]), height, ctx.target)
-    per_band = max(rows * row // (chosen.chunk * ctx.target.vector_floats), 1)
-    reach = max(dy for _, dy, _ in node.attrs["taps"])
-    bands = []
-    for first in range(0, chunks, per_band):
-        last = min(first + per_band, chunks)
-        units, base = [], 0
-        for total, _, _ in emitted:
-            blocks = total // chunks
-            units.append((base + first * blocks, base + last * blocks))
-            base += total
-        flat = min(last * chosen.chunk, vectors) * ctx.target.vector_floats
-        complete = height if last == chunks else min(flat // row, height)
-        touched = min(-(-flat // row), height)  # the last vectors reach into one more row
-        needs = [(node.inputs[0], min(touched + max(reach, 0), x.shape[2]))]
-        needs += [(name, touched) for name in operands(node)]
-        bands.append(Band(tuple(units), complete, tuple(needs)))
-    return tuple(bands)
 
 
 def margins(node: Node, graph: Graph, needs: Needs) -> None:

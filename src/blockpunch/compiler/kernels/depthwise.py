@@ -11,17 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from blockpunch.compiler.kernels.base import (
-    Band,
-    Context,
-    Kernel,
-    Step,
-    band_rows,
-    epilogue_code,
-    epilogue_name,
-    operands,
-    render,
-)
+from blockpunch.compiler.kernels.base import Context, Kernel, Step, epilogue_code, epilogue_name, operands, render
 from blockpunch.compiler.kernels.conv import biases, kernel_epilogue, margins, pixel_masks
 from blockpunch.compiler.layout import Margin, Needs, View, flat_vectors, is_map
 from blockpunch.compiler.legalise import is_depthwise
@@ -73,26 +63,10 @@ class Depthwise(Kernel):
         info = StepInfo(node.name, self.kind, node.path, macs=weights.size * pixels,
                         kept_macs=int(np.count_nonzero(weights)) * pixels, weight_bytes=weights.nbytes,
                         packing=form, reason="dense: depthwise")
-        bands = fields.get("bands", 1)
-        return Step(info, x.shape[0] * channels * bands,
+        return Step(info, x.shape[0] * channels,
                     f"const depthwise_layer layer = {{{layer}}};\n{name}({pointers}, begin, end);",
                     reads=tuple(v.root for v in (x, *residuals)), writes=(y.root,),
-                    helpers={"depthwise_layer": render("depthwise_layer.c.j2"), name: helper},
-                    bands=_bands(node, x, y, bands, fields.get("band_rows", 0)))
-
-
-def _bands(node: Node, x: View, y: View, bands: int, rows: int) -> tuple[Band, ...]:
-    if bands == 1 or x.shape[0] != 1:
-        return ()
-    channels, height = y.shape[1:3]
-    reach = max(dy for _, dy, _ in node.attrs["taps"])
-    found = []
-    for band in range(bands):
-        stop = min((band + 1) * rows, height)
-        needed = min((stop - 1) * node.attrs["stride"][0] + reach + 1, x.shape[2])
-        found.append(Band(((band * channels, (band + 1) * channels),), stop,
-                          ((node.inputs[0], needed), *((name, stop) for name in operands(node)))))
-    return tuple(found)
+                    helpers={"depthwise_layer": render("depthwise_layer.c.j2"), name: helper})
 
 
 def _flat(node: Node, graph: Graph, target: Target) -> bool:
@@ -145,11 +119,9 @@ def _lower_rows(node: Node, x: View, y: View, ctx: Context) -> tuple[str, str, s
     name = f"depthwise_{shape}_stride{sh}{sw}_x{rows}{epilogue_name(node.epilogue)}{'_margin' if masked else ''}"
     helper = render("depthwise_rows.c.j2", name=name, dys=dys, dxs=dxs, sh=sh, sw=sw, rows=rows, masked=masked,
                     loads=len(residuals), place=list.index, loads_of=_loads_of,
-
+                   
                     epilogue=lambda t: epilogue_code(node.epilogue, "v_", [load.format(t=t) for load in residuals]))
     h, w = y.shape[2:]
-    per_band = band_rows(4 * (sh * x.shape[1] * x.plane.row + y.shape[1] * y.plane.row), h, ctx.target, rows)
     return name, helper, f"{rows} rows x 1 vector", {
-        "in_row": x.strides[2], "out_row": y.strides[2], "height": h, "width": w, "bands": -(-h // per_band),
-        "band_rows": per_band, "head": y.plane.origin, "gap": y.plane.row - w,
-        "tail": y.plane.stride - y.plane.origin - h * y.plane.row}
+        "in_row": x.strides[2], "out_row": y.strides[2], "height": h, "width": w, "head": y.plane.origin,
+        "gap": y.plane.row - w, "tail": y.plane.stride - y.plane.origin - h * y.plane.row}

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
-from blockpunch.compiler.kernels.base import Band, Context, Kernel, Step, band_rows, epilogue_code, operands
-from blockpunch.compiler.layout import View
-from blockpunch.compiler.program import StepInfo
+from blockpunch.compiler.kernels.base import Context, Kernel, Step, epilogue_code, operands
+from blockpunch.compiler.kernels.elementwise import finish
 from blockpunch.graph.ir import Graph, Node
 
 
@@ -38,8 +36,6 @@ class Pool(Kernel):
         top, left = node.attrs["pads"][:2]
         line = max((ow - 1) * sw + (kw - 1) * dw + 1, left + w)
         spare = 2 * ctx.target.vector_floats  # vectors of strided values are read whole
-        per_band = band_rows(4 * c * (sh * x.strides[2] + y.strides[2]), oh, ctx.target)
-        bands = -(-oh // per_band)
         largest = node.op == "MaxPool"
         empty = "-__builtin_inff()" if largest else "0.0f"
         merge = _max if largest else _add
@@ -52,17 +48,12 @@ class Pool(Kernel):
                 return f"if (j < {w}) v_store(l + j, v_pick(v_lanes((1u << ({w} - j)) - 1), {vector}, v_set({empty})));"
             return f"for (; j < {w}; j++) l[j] = {scalar};"
 
-        head, gap, tail_margin = _margins(y, oh, ow)
         body = f"""float line[{line + spare}];
 for (int j = 0; j < {line + spare}; j++) line[j] = {empty};
 for (int unit = begin; unit < end; unit++) {{
-const int ch = unit % {c}, first = unit / {c} % {bands} * {per_band}, image = unit / {c * bands};
-const int stop = first + {per_band} < {oh} ? first + {per_band} : {oh};
-const float *p = {ctx.pointer(x)} + (ptrdiff_t)image * {x.strides[0]} + (ptrdiff_t)ch * {x.strides[1]};
-float *o = {ctx.pointer(y)} + (ptrdiff_t)image * {y.strides[0]} + (ptrdiff_t)ch * {y.strides[1]};
-o += (ptrdiff_t)first * {y.strides[2]};
-{head}
-for (int row = first; row < stop; row++, o += {y.strides[2]}) {{
+const float *p = {ctx.pointer(x)} + (ptrdiff_t)(unit / {c}) * {x.strides[0]} + (ptrdiff_t)(unit % {c}) * {x.strides[1]};
+float *o = {ctx.pointer(y)} + (ptrdiff_t)(unit / {c}) * {y.strides[0]} + (ptrdiff_t)(unit % {c}) * {y.strides[1]};
+for (int row = 0; row < {oh}; row++, o += {y.strides[2]}) {{
 int rows = 0;
 for (int ky = 0; ky < {kh}; ky++) {{
 const int at = row * {sh} - {top} + ky * {dh};
@@ -88,28 +79,9 @@ for (int kx = 1; kx < {kw}; kx++) x = {merge("s_", "x", f"line[j * {sw} + kx * {
 {epilogue}
 o[j * {y.strides[3]}] = x;
 }}
-{gap}
 }}
-{tail_margin}
 }}"""
-        step = Step(StepInfo(node.name, self.kind, node.path), n * c * bands, body, (x.root,), (y.root,))
-        if n > 1 or bands == 1:
-            return step
-        found = []
-        for band in range(bands):
-            stop = min((band + 1) * per_band, oh)
-            needed = min(max((stop - 1) * sh - top + (kh - 1) * dh + 1, 1), h)
-            found.append(Band(((band * c, (band + 1) * c),), stop, ((node.inputs[0], needed),)))
-        return replace(step, bands=tuple(found))
-
-
-def _margins(y: View, oh: int, ow: int) -> tuple[str, str, str]:
-    """C statements that zero the margin before the plane, behind a row and behind the last row."""
-    plane = y.plane
-    if plane is None or not plane.zero_margin:
-        return "", "", ""
-    return (f"if (first == 0) zero(o - {plane.origin}, {plane.origin});", f"zero(o + {ow}, {plane.row - ow});",
-            f"if (stop == {oh}) zero(o, {plane.stride - plane.origin - oh * plane.row});")
+        return finish(node, self.kind, ctx, [(n * c, body)])
 
 
 def _vectors(node: Node, ow: int, merge: Callable[[str, str, str], str]) -> str:

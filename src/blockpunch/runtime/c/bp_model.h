@@ -28,7 +28,7 @@ typedef struct bp_env {
    * `thread` is below bp_model.max_threads and no two ranges that run at the same time share it. */
   void (*parallel_for)(void *pool, void (*task)(void *arg, int begin, int end, int thread), void *arg, int n);
   void *pool;                               /* given back to parallel_for */
-  void (*tick)(void *tick_arg, int step);   /* NULL, or called after each part of a step (profile) */
+  void (*tick)(void *tick_arg, int step);   /* NULL, or called after each step (profile) */
   void *tick_arg;
 } bp_env;
 
@@ -44,7 +44,7 @@ typedef struct bp_model {
   int n_inputs, n_outputs;
   const bp_tensor *inputs, *outputs;
   size_t weights_bytes, scratch_bytes;
-  int n_steps;              /* tick is called with 0 .. n_steps-1, in any order, a step maybe often */
+  int n_steps;              /* tick is called with 0 .. n_steps-1 */
   int max_threads;          /* how many threads the scratch memory was planned for */
 } bp_model;
 

@@ -108,7 +108,7 @@ static double now(void) {
 static void tick(void *arg, int step) {
   profile *p = arg;
   double t = now();
-  p->seconds[step] += t - p->last; /* a step may run in parts */
+  p->seconds[step] = t - p->last;
   p->last = t;
 }
 
