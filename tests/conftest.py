@@ -15,6 +15,12 @@ import pytest
 from blockpunch.data import data_root
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What the user has tuned must not change what the tests compile."""
+    os.environ["BLOCKPUNCH_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(7)

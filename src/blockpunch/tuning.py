@@ -140,10 +140,12 @@ class Tuner:
 
 
 def store_path(target: Target, threads: int) -> Path:
-    """The file of measurements for this CPU, these kernels and so many threads."""
-    cache_home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    """The file of measurements for this CPU, these kernels and so many threads, in the user's cache folder
+    (``BLOCKPUNCH_CACHE`` names another)."""
+    cache = os.environ.get("BLOCKPUNCH_CACHE")
+    folder = Path(cache) if cache else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "blockpunch"
     name = hashlib.sha256(repr((_cpu(), target, kernel_version(), threads)).encode()).hexdigest()[:16]
-    return Path(cache_home) / "blockpunch" / "schedules" / f"{target.name}-{name}.jsonl"
+    return folder / "schedules" / f"{target.name}-{name}.jsonl"
 
 
 @cache

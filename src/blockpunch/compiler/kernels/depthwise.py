@@ -119,7 +119,7 @@ def _lower_rows(node: Node, x: View, y: View, ctx: Context) -> tuple[str, str, s
     name = f"depthwise_{shape}_stride{sh}{sw}_x{rows}{epilogue_name(node.epilogue)}{'_margin' if masked else ''}"
     helper = render("depthwise_rows.c.j2", name=name, dys=dys, dxs=dxs, sh=sh, sw=sw, rows=rows, masked=masked,
                     loads=len(residuals), place=list.index, loads_of=_loads_of,
-                   
+
                     epilogue=lambda t: epilogue_code(node.epilogue, "v_", [load.format(t=t) for load in residuals]))
     h, w = y.shape[2:]
     return name, helper, f"{rows} rows x 1 vector", {
