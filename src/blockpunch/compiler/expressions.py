@@ -44,7 +44,7 @@ UNARY: dict[str, Unary] = {
                             f"({p}exp({p}min({x}, {p}set(0.0f))) - 1.0f))"),
     "Gelu": _gelu,
     "Exp": lambda p, x, a: f"{p}exp({x})",
-    "Log": lambda p, x, a: f"{p}log({x})",
+    "Log": lambda p, x, a: f"{p}ln({x})",
     "Sqrt": lambda p, x, a: f"{p}sqrt({x})",
     "Neg": lambda p, x, a: f"(-{x})",
     "Abs": lambda p, x, a: f"{p}abs({x})",
