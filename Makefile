@@ -3,6 +3,7 @@
 #   make test       lint, types, then the fast tests      make demo     EfficientNet-Lite0, pruned and compiled
 #   make test-slow  the slow tests too                    make lint     ruff and mypy alone
 #   make readme     measure the README's table again      make clean    remove .venv, caches and results
+#   make check-networks   every network, pruned every way, against ONNX Runtime (half an hour)
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -21,10 +22,10 @@ JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 # A machine-wide choice of BLAS kernels would slow numpy's own products down.
 unexport OPENBLAS_CORETYPE
 
-.PHONY: help setup test test-slow lint demo readme clean
+.PHONY: help setup test test-slow check-networks lint demo readme clean
 
 help:
-	@sed -n '3,5s/^# *//p' Makefile
+	@sed -n '3,6s/^# *//p' Makefile
 
 setup: $(STAMP)
 
@@ -58,6 +59,9 @@ test: lint
 
 test-slow: lint
 	@echo "== pytest, slow tests too"; $(TEST_ENV) $(PY) -m pytest -n $(JOBS)
+
+check-networks: $(STAMP)
+	@$(TEST_ENV) $(PY) benchmarks/check_networks.py
 
 demo: $(STAMP)
 	@$(PY) examples/efficientnet_lite0.py --output demo
