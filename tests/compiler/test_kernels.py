@@ -47,7 +47,8 @@ def test_extremes(target: str, flags: tuple[str, ...]) -> None:
     b = Bundle()
     x = b.input(4, 300)
     b.output(*[b.node(op, x) for op in bounded], b.node("Gelu", x, approximate="none"),
-             b.node("Gelu", x, approximate="tanh"), b.node("Log", x), b.node("Elu", x, alpha=1.0), b.node("Softmax", x, axis=1))
+             b.node("Gelu", x, approximate="tanh"), b.node("Log", x), b.node("Elu", x, alpha=1.0),
+             b.node("Softmax", x, axis=1))
     native = Native(compile_graph(b.graph, Target.named(target)), Target.named(target), flags)
     near = np.linspace(-130, 130, 1200, dtype=np.float32).reshape(4, 300)
     for values in (near, near * 1e-3, near * 1e3, np.float32(1e30) * np.sign(near)):
