@@ -16,7 +16,7 @@ from onnx import numpy_helper
 from typer.testing import CliRunner
 
 from blockpunch.cli.app import app
-from conftest import write_network
+from small_network import write_network
 
 
 class Result:

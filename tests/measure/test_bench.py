@@ -13,7 +13,7 @@ from blockpunch.measure.bench import Entry, bench, bench_entries, relative_error
 from blockpunch.measure.engines import ENGINES, Engine, random_inputs
 from blockpunch.measure.engines.base import static_shape
 from blockpunch.measure.pinning import idlest_cores, pinned
-from conftest import write_network
+from small_network import write_network
 
 
 class Sleeper:
