@@ -62,8 +62,9 @@ class Margin:
 
     def widen(self, other: Margin) -> None:
         """Take the larger of both, side by side."""
-        for side in ("top", "bottom", "left", "right", "width"):
-            setattr(self, side, max(getattr(self, side), getattr(other, side)))
+        self.top, self.bottom = max(self.top, other.top), max(self.bottom, other.bottom)
+        self.left, self.right = max(self.left, other.left), max(self.right, other.right)
+        self.width = max(self.width, other.width)
 
 
 @dataclass

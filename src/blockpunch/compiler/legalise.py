@@ -18,7 +18,6 @@ from blockpunch.compiler.layout import is_map
 from blockpunch.graph.ir import Graph, Node, Value
 
 _DEPTHWISE_TAPS = 25
-Taps = tuple[tuple[int, int, int], ...]
 
 _LARGEST_POWER = 64
 

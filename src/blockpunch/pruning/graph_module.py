@@ -134,12 +134,6 @@ class GraphModule(nn.Module):  # type: ignore[misc]
         return {name: getattr(self.get_submodule(path), field).detach().numpy().copy()
                 for name, (path, field) in self._homes.items()}
 
-    def trained_graph(self) -> Graph:
-        """The graph with the trained values."""
-        graph = self.graph.copy()
-        graph.constants.update(self.constants())
-        return graph
-
 
 def _last_uses(graph: Graph) -> dict[str, list[str]]:
     """Node name -> the values that nothing needs after it."""

@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from blockpunch.errors import MissingExtraError, ModelError, PlanError, SchemeError, TrainingError
 from blockpunch.plan import Layer, LayerPlan, Plan
 from blockpunch.pruning.counts import LayerCount, PruneReport
@@ -206,8 +204,3 @@ def _batch_norms_behind(model: nn.Module, example: Any) -> dict[str, list[nn.Mod
         for module, mode in training.items():
             module.training = mode
     return found
-
-
-def to_numpy(tensor: torch.Tensor) -> np.ndarray[Any, np.dtype[Any]]:
-    """A detached float32 copy on the CPU."""
-    return np.array(tensor.detach().float().cpu().numpy(), copy=True)

@@ -105,6 +105,20 @@ def in_sequence(parts: Sequence[tuple[int, str]]) -> str:
     return "\n".join(blocks)
 
 
+def strides_of(residuals: Sequence[View], **axes: int) -> dict[str, str]:
+    """Fields of a layer's struct: the residuals' strides along each named axis (none without residuals)."""
+    if not residuals:
+        return {}
+    return {key: "{" + ", ".join(str(r.strides[axis]) for r in residuals) + "}" for key, axis in axes.items()}
+
+
+def call(name: str, struct: str, fields: Mapping[str, Any], views: Sequence[View], ctx: Context) -> str:
+    """C statements that fill a layer's ``struct`` and call the kernel ``name`` with it on ``views``."""
+    layer = ", ".join(f".{k} = {v}" for k, v in fields.items())
+    pointers = ", ".join(["&layer", *(ctx.pointer(view) for view in views)])
+    return f"const {struct} layer = {{{layer}}};\n{name}({pointers}, begin, end);"
+
+
 def operands(node: Node) -> list[str]:
     """Names of the values that the epilogue reads, in order of appearance."""
     return [node.inputs[f.operand] for f in node.epilogue if f.operand is not None]

@@ -13,12 +13,14 @@ from blockpunch.compiler.kernels.base import (
     Context,
     Kernel,
     Step,
+    call,
     core_inputs,
     epilogue_code,
     epilogue_name,
     in_sequence,
     operands,
     render,
+    strides_of,
 )
 from blockpunch.compiler.layout import Margin, Needs, Plane, View, flat_vectors, is_map
 from blockpunch.compiler.legalise import as_matrix
@@ -122,14 +124,10 @@ def _segment(node: Node, segment: Segment, chosen: Choice, offsets: Ints, vector
         "filter": ctx.table("int32_t", segment.filters), "blocks": segment.blocks,
         "in_image": x.strides[0], "out_image": y.strides[0], "out_plane": y.strides[1], "head": y.plane.origin,
     }
-    for key, axis in (("res_image", 0), ("res_plane", 1)):
-        if residuals:
-            fields[key] = "{" + ", ".join(str(r.strides[axis]) for r in residuals) + "}"
+    fields |= strides_of(residuals, res_image=0, res_plane=1)
     emit = _pixel_form if chosen.form == "pixels" else _filter_form
     name, helper, units = emit(node, segment.height, chosen, vectors, x, y, fields, ctx)
-    layer = ", ".join(f".{k} = {v}" for k, v in fields.items())
-    pointers = ", ".join(["&layer", *(ctx.pointer(view) for view in (x, y, *residuals))])
-    body = f"const conv_layer layer = {{{layer}}};\n{name}({pointers}, begin, end);"
+    body = call(name, "conv_layer", fields, [x, y, *residuals], ctx)
     return x.shape[0] * units * segment.blocks, body, {name: helper}
 
 

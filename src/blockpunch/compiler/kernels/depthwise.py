@@ -11,7 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from blockpunch.compiler.kernels.base import Context, Kernel, Step, epilogue_code, epilogue_name, operands, render
+from blockpunch.compiler.kernels.base import (
+    Context,
+    Kernel,
+    Step,
+    call,
+    epilogue_code,
+    epilogue_name,
+    operands,
+    render,
+    strides_of,
+)
 from blockpunch.compiler.kernels.conv import biases, kernel_epilogue, margins, pixel_masks
 from blockpunch.compiler.layout import Margin, Needs, View, flat_vectors, is_map
 from blockpunch.compiler.legalise import is_depthwise
@@ -54,17 +64,12 @@ class Depthwise(Kernel):
         fields |= {"w": ctx.table("float", weights), "bias": ctx.table("float", biases(node, ctx, channels)),
                    "channels": channels, "in_image": x.strides[0], "in_plane": x.strides[1],
                    "out_image": y.strides[0], "out_plane": y.strides[1]}
-        for key, axis in (("res_image", 0), ("res_plane", 1), ("res_row", 2)):
-            if residuals:
-                fields[key] = "{" + ", ".join(str(r.strides[axis]) for r in residuals) + "}"
-        layer = ", ".join(f".{k} = {v}" for k, v in fields.items())
-        pointers = ", ".join(["&layer", *(ctx.pointer(view) for view in (x, y, *residuals))])
+        fields |= strides_of(residuals, res_image=0, res_plane=1, res_row=2)
         pixels = y.shape[0] * y.shape[2] * y.shape[3]
         info = StepInfo(node.name, self.kind, node.path, macs=weights.size * pixels,
                         kept_macs=int(np.count_nonzero(weights)) * pixels, weight_bytes=weights.nbytes,
                         packing=form, reason="dense: depthwise")
-        return Step(info, x.shape[0] * channels,
-                    f"const depthwise_layer layer = {{{layer}}};\n{name}({pointers}, begin, end);",
+        return Step(info, x.shape[0] * channels, call(name, "depthwise_layer", fields, [x, y, *residuals], ctx),
                     reads=tuple(v.root for v in (x, *residuals)), writes=(y.root,),
                     helpers={"depthwise_layer": render("depthwise_layer.c.j2"), name: helper})
 

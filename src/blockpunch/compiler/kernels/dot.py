@@ -10,6 +10,7 @@ from blockpunch.compiler.kernels.base import (
     Context,
     Kernel,
     Step,
+    call,
     core_inputs,
     epilogue_code,
     epilogue_name,
@@ -108,7 +109,4 @@ def _segment(node: Node, segment: Segment, offsets: Ints, rows: int, x: View, y:
         "filter": ctx.table("int32_t", segment.filters), "blocks": segment.blocks,
         "in_row": x.strides[0] if node.op == "Conv" else x.shape[-1], "out_row": filters,
     }
-    layer = ", ".join(f".{k} = {v}" for k, v in fields.items())
-    pointers = ", ".join(["&layer", *(ctx.pointer(view) for view in (x, y, *residuals))])
-    body = f"const dot_layer layer = {{{layer}}};\n{name}({pointers}, begin, end);"
-    return rows * segment.blocks, body, {name: helper}
+    return rows * segment.blocks, call(name, "dot_layer", fields, [x, y, *residuals], ctx), {name: helper}
