@@ -31,6 +31,9 @@ def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return function(*args, **kwargs)
         except KeyboardInterrupt:
+            # An interrupt that passed through exec() (modules that write code do) leaves a flag in CPython that would
+            # end the process by the signal, whatever its exit status; the next exec() clears it.
+            exec("")
             _complain(f"interrupted; {kept[-1] if kept else 'nothing was written'}")
             raise typer.Exit(INTERRUPTED) from None
         except BlockpunchError as error:
