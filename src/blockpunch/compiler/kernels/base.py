@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
 import jinja2
+import numpy as np
 
 from blockpunch.compiler.expressions import apply, number
-from blockpunch.compiler.layout import Layout, Needs, View
+from blockpunch.compiler.layout import Layout, Margin, Needs, Plane, View
+from blockpunch.compiler.packing import Floats
 from blockpunch.compiler.program import Blob, Choice, Options, StepInfo
 from blockpunch.graph.ir import Array, FusedOp, Graph, Node
 from blockpunch.target import Target
@@ -143,6 +145,39 @@ def epilogue_name(epilogue: Sequence[FusedOp]) -> str:
         values = [number(v) if isinstance(v, float) else str(v) for _, v in sorted(fused.attrs.items(), reverse=True)]
         words += [fused.op.lower(), *(v.replace(".", "p").replace("-", "m").rstrip("f") for v in values)]
     return "".join("_" + "".join(ch for ch in w if ch.isalnum() or ch == "_") for w in words)
+
+
+def margins(node: Node, graph: Graph, needs: Needs) -> None:
+    """Margins that a stride-1 walk with ``node``'s taps needs, and one row stride for all it reads and writes."""
+    x, y = node.inputs[0], node.outputs[0]
+    (h, w), (oh, ow) = graph.shape(x)[2:], graph.shape(y)[2:]
+    dys, dxs = [t[1] for t in node.attrs["taps"]], [t[2] for t in node.attrs["taps"]]
+    needs.margin(x, Margin(top=max(0, -min(dys)), left=max(0, -min(dxs)), bottom=max(0, oh - 1 + max(dys) - (h - 1)),
+                           right=max(0, ow - 1 + max(dxs) - (w - 1))))
+    needs.margin(y, Margin(width=ow))
+    for other in (x, *operands(node)):
+        needs.same_row.append((y, other))
+
+
+def pixel_masks(plane: Plane, h: int, vectors: int, width: int) -> np.ndarray[tuple[int], np.dtype[np.uint16]]:
+    """One bit per lane: whether it is a pixel of the map or a part of the margin."""
+    flat = np.arange(vectors * width)
+    pixel = (flat % plane.row < plane.w) & (flat < h * plane.row)
+    return (pixel.reshape(vectors, width) @ (1 << np.arange(width))).astype(np.uint16)
+
+
+def biases(node: Node, ctx: Context, filters: int) -> Floats:
+    """The bias of every filter, zeros where the layer has none."""
+    core = core_inputs(node)
+    if len(core) > 2 and core[2]:
+        return np.asarray(ctx.graph.constants[core[2]], np.float32).ravel()
+    return np.zeros(filters, np.float32)
+
+
+def kernel_epilogue(epilogue: Sequence[FusedOp]) -> Callable[[int | str], list[str]]:
+    """Epilogue statements for a vector at a distance from the residual pointers ``r0``, ``r1``, ..."""
+    count = sum(f.operand is not None for f in epilogue)
+    return lambda at: epilogue_code(epilogue, "v_", [f"v_load(r{i} + {at})" for i in range(count)])
 
 
 @cache

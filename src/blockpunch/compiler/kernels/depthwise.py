@@ -15,14 +15,17 @@ from blockpunch.compiler.kernels.base import (
     Context,
     Kernel,
     Step,
+    biases,
     call,
     epilogue_code,
     epilogue_name,
+    kernel_epilogue,
+    margins,
     operands,
+    pixel_masks,
     render,
     strides_of,
 )
-from blockpunch.compiler.kernels.conv import biases, kernel_epilogue, margins, pixel_masks
 from blockpunch.compiler.layout import Margin, Needs, View, flat_vectors, is_map
 from blockpunch.compiler.legalise import is_depthwise
 from blockpunch.compiler.program import StepInfo

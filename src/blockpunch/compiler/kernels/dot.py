@@ -10,6 +10,7 @@ from blockpunch.compiler.kernels.base import (
     Context,
     Kernel,
     Step,
+    biases,
     call,
     core_inputs,
     epilogue_code,
@@ -18,7 +19,6 @@ from blockpunch.compiler.kernels.base import (
     operands,
     render,
 )
-from blockpunch.compiler.kernels.conv import biases
 from blockpunch.compiler.layout import View, is_map
 from blockpunch.compiler.legalise import as_matrix
 from blockpunch.compiler.packing import Floats, Ints, Segment, pack, row_orders, stored_columns

@@ -1,0 +1,11 @@
+"""The forms of a convolution: the cost model compares all of them, for dense and for pruned layers alike."""
+
+from __future__ import annotations
+
+from blockpunch.compiler.forms.base import Form
+from blockpunch.compiler.forms.filters import Filters
+from blockpunch.compiler.forms.pixels import Pixels
+
+FORMS: dict[str, Form] = {form.name: form for form in (Pixels(), Filters())}
+
+__all__ = ["FORMS", "Form"]
