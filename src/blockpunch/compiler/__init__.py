@@ -1,6 +1,6 @@
 """The compiler: from a graph to C for one core, reading the zeros that are in the weights.
 
-legalise (strides into phases) -> kernels (who computes what) -> layout (planes, views) -> lower (packing, schedule, C)
+legalise (strides into phases) -> merge (sums of convolutions) -> kernels (who computes what) -> layout (planes, views) -> lower (packing, schedule, C)
 -> memory plan -> emit. Nothing here needs a plan or masks: any model with zeros will do.
 """
 
@@ -13,6 +13,7 @@ from blockpunch.compiler.kernels import Context, Step, kernels_for
 from blockpunch.compiler.layout import Needs, assign
 from blockpunch.compiler.legalise import legalise
 from blockpunch.compiler.memory import plan
+from blockpunch.compiler.merge import merge_sums
 from blockpunch.compiler.program import Blob, Choice, Options, Program, StepInfo
 from blockpunch.graph.ir import Graph
 from blockpunch.target import Target
@@ -35,7 +36,7 @@ def compile_graph(graph: Graph, target: Target, *, threads_hint: int = 1,
     Raises:
         UnsupportedOperatorError: lists every node that no kernel takes.
     """
-    legal = legalise(graph)
+    legal = merge_sums(legalise(graph))
     pairs = kernels_for(legal)
     needs = Needs()
     for node, kernel in pairs:
