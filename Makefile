@@ -14,7 +14,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 # The CPU build of torch is wanted; the pin is the one release the project is tested with.
 TORCH ?= torch==2.13.0
-EXTRAS := all,openvino,toolchain,demo,test
+EXTRAS := all,openvino,ncnn,mnn,toolchain,demo,test
 # Linux gives two cores to two test processes best when each computes on one thread.
 TEST_ENV := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)

@@ -10,13 +10,13 @@ import pytest
 from blockpunch.errors import BenchmarkError, DynamicShapeError, MissingExtraError
 from blockpunch.measure import bench as bench_module
 from blockpunch.measure.bench import Entry, bench, bench_entries, relative_error
-from blockpunch.measure.engines import ENGINES, Engine, random_inputs
+from blockpunch.measure.engines import ENGINES, Engine, LocalRunner, random_inputs
 from blockpunch.measure.engines.base import static_shape
 from blockpunch.measure.pinning import idlest_cores, pinned
 from small_network import write_network
 
 
-class Sleeper:
+class Sleeper(LocalRunner):
     """An engine that takes a known time and gives a known output."""
 
     version = "1"

@@ -23,7 +23,7 @@ def doctor(json_: Json = None) -> None:
         if json_ == "-":
             return
     show.table("This machine", ("", ""), _machine_rows(machine))
-    rows = [(name, version or "not installed", "" if version else f"pip install 'blockpunch[{ENGINES[name].extra}]'")
+    rows = [(name, version or "not installed", "" if version else ENGINES[name].advice)
             for name, version in machine.engines.items()]
     show.table("Engines", ("engine", "version", "to get it"), rows)
     if machine.missing:

@@ -1,8 +1,8 @@
 """Engines side by side in one process: interleaved rounds, pinned, outputs compared with ONNX Runtime's.
 
 A round gives every engine the same slice of time, in rotated order, so that a busy moment of the machine hits all of
-them alike. With one thread the clock is the process's CPU time, which other programs cannot lengthen; with more it is
-the wall clock.
+them alike. With one thread the clock is the process's CPU time (an isolated engine's: that of its own process), which
+other programs cannot lengthen; with more it is the wall clock.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import numpy as np
 from blockpunch.errors import BenchmarkError, MissingExtraError
 from blockpunch.measure.engines import ENGINES, Array, Runner, Shapes, engine, random_inputs
 from blockpunch.measure.engines.onnxruntime import OnnxRuntimeRunner
+from blockpunch.measure.engines.remote import RemoteRunner
 from blockpunch.measure.pinning import pinned
 
 log = logging.getLogger(__name__)
@@ -199,22 +200,32 @@ def _check_entry(entry: Entry) -> None:
         raise BenchmarkError(f"{row.name} reads {' and '.join(row.suffixes)} files", where=str(entry.path),
                              fix=f"leave {row.name} out, or give the peers a file with --peer-model")
     if row.version() is None:
-        raise MissingExtraError(row.package, row.extra or "all", f"measuring {row.name}")
+        raise row.missing()
 
 
 def _enter(entry: Entry, threads: int, shapes: Shapes | None, reference: Reference, tolerance: float) -> _Contestant:
     """Prepare one engine and check its outputs before any time is measured."""
-    runner = engine(entry.engine).prepare(entry.path, threads, shapes)
+    row = engine(entry.engine)
+    runner: Runner = RemoteRunner(row, entry.path, threads, shapes) if row.isolated else \
+        row.prepare(entry.path, threads, shapes)
+    try:
+        return _compared(entry, runner, reference, tolerance)
+    except BaseException:
+        runner.close()
+        raise
+
+
+def _compared(entry: Entry, runner: Runner, reference: Reference, tolerance: float) -> _Contestant:
+    """Run once; an engine whose outputs are wrong does not take part."""
     expected = reference.outputs(entry.reference or entry.path)
     feed = reference.inputs(entry.reference or entry.path) or _own_inputs(entry, runner)
-    error: float | None = None
-    if expected is not None:
-        error = relative_error([np.asarray(output) for output in runner.run(feed)], expected)
-        if not error <= tolerance:
-            runner.close()
-            raise BenchmarkError(f"{entry.label} disagrees with ONNX Runtime by {error:.2g} of the largest output",
-                                 where=str(entry.path),
-                                 fix="its time would mean nothing; --tolerance accepts a larger difference")
+    if expected is None:
+        return _Contestant(entry, runner, feed, None)
+    error = relative_error([np.asarray(output) for output in runner.run(feed)], expected)
+    if not error <= tolerance:
+        raise BenchmarkError(f"{entry.label} disagrees with ONNX Runtime by {error:.2g} of the largest output",
+                             where=str(entry.path),
+                             fix="its time would mean nothing; --tolerance accepts a larger difference")
     return _Contestant(entry, runner, feed, error)
 
 
@@ -229,30 +240,15 @@ def _own_inputs(entry: Entry, runner: Runner) -> dict[str, Array]:
 
 def _measure(contestants: Sequence[_Contestant], threads: int, seconds: float, say: Progress) -> None:
     """Rounds of equal slices in rotated order, until every engine had its time."""
-    clock = time.process_time_ns if threads == 1 else time.perf_counter_ns
+    clock = "cpu" if threads == 1 else "wall"
     for contestant in contestants:
-        _run_for(contestant, clock, 0.1, keep=False)
+        contestant.runner.sample(contestant.feed, clock, 0.1)
     rounds = max(4, math.ceil(seconds / 0.3))
     say(f"measuring {', '.join(c.entry.label for c in contestants)} in {rounds} rounds")
     for number in range(rounds):
         turn = number % len(contestants)
         for contestant in [*contestants[turn:], *contestants[:turn]]:
-            _run_for(contestant, clock, seconds / rounds, keep=True)
-
-
-def _run_for(contestant: _Contestant, clock: Callable[[], int], seconds: float, *, keep: bool) -> None:
-    """One slice: an unmeasured run to fill the caches, then measured ones until the time is over."""
-    run, feed = contestant.runner.run, contestant.feed
-    run(feed)
-    end = time.perf_counter() + seconds
-    while True:
-        start = clock()
-        run(feed)
-        stop = clock()
-        if keep:
-            contestant.times.append(stop - start)
-        if time.perf_counter() >= end:
-            return
+            contestant.times += contestant.runner.sample(contestant.feed, clock, seconds / rounds)
 
 
 def _summary(contestant: _Contestant) -> EngineResult:

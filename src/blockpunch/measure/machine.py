@@ -20,7 +20,8 @@ _REQUIREMENT = re.compile(r"""^([A-Za-z0-9._-]+).*extra\s*==\s*['"]([a-z]+)['"]"
 #: Extras that a user may want, and what for, in the order in which ``doctor`` shows them.
 EXTRAS = {"cli": "the command line", "compile": "reading ONNX files", "train": "pruning and recovering torch models",
           "images": "reading photos", "report": "HTML reports", "bench": "ONNX Runtime beside ours",
-          "openvino": "OpenVINO beside ours", "toolchain": "a C compiler, also for other CPUs",
+          "openvino": "OpenVINO beside ours", "ncnn": "ncnn beside ours", "mnn": "MNN beside ours",
+          "toolchain": "a C compiler, also for other CPUs",
           "demo": "the demonstration"}
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from blockpunch.errors import BenchmarkError
-from blockpunch.measure.engines import blockpunch, onnxruntime, openvino
-from blockpunch.measure.engines.base import Array, Engine, Runner, Shapes, random_inputs
+from blockpunch.measure.engines import blockpunch, deepsparse, mnn, ncnn, onnxruntime, openvino
+from blockpunch.measure.engines.base import Array, Engine, LocalRunner, Runner, Shapes, random_inputs
 
-ENGINES: dict[str, Engine] = {row.name: row for row in (blockpunch.ENGINE, onnxruntime.ENGINE, openvino.ENGINE)}
+ENGINES: dict[str, Engine] = {row.name: row for row in (
+    blockpunch.ENGINE, onnxruntime.ENGINE, openvino.ENGINE, ncnn.ENGINE, mnn.ENGINE, deepsparse.ENGINE)}
 
 
 def engine(name: str) -> Engine:
@@ -16,4 +17,4 @@ def engine(name: str) -> Engine:
     return ENGINES[name]
 
 
-__all__ = ["ENGINES", "Array", "Engine", "Runner", "Shapes", "engine", "random_inputs"]
+__all__ = ["ENGINES", "Array", "Engine", "LocalRunner", "Runner", "Shapes", "engine", "random_inputs"]

@@ -7,11 +7,11 @@ from importlib import metadata
 from pathlib import Path
 
 from blockpunch.build import compile as compile_model
-from blockpunch.measure.engines.base import Array, Engine, Shapes
+from blockpunch.measure.engines.base import Array, Engine, LocalRunner, Shapes
 from blockpunch.runtime.session import Session
 
 
-class BlockpunchRunner:
+class BlockpunchRunner(LocalRunner):
     """One session with ``threads`` threads."""
 
     def __init__(self, path: Path, threads: int, shapes: Shapes | None) -> None:

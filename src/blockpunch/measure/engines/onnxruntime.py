@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from blockpunch.measure.engines.base import Array, Engine, Shapes, guarded, require, static_shape
+from blockpunch.measure.engines.base import Array, Engine, LocalRunner, Shapes, guarded, require, static_shape
 
 
-class OnnxRuntimeRunner:
+class OnnxRuntimeRunner(LocalRunner):
     """One inference session on the CPU, all graph optimisations, ``threads`` computing threads that spin."""
 
     def __init__(self, path: Path, threads: int) -> None:

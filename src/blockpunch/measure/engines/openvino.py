@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from blockpunch.measure.engines.base import Array, Engine, Shapes, guarded, require
+from blockpunch.measure.engines.base import Array, Engine, LocalRunner, Shapes, guarded, require
 
 
-class OpenVinoRunner:
+class OpenVinoRunner(LocalRunner):
     """One stream, ``threads`` threads, float32; the benchmark does the pinning."""
 
     def __init__(self, path: Path, threads: int, shapes: Shapes | None) -> None:
