@@ -123,7 +123,7 @@ class Native:
     def run(self, inputs: Sequence[np.ndarray], ranges: int = 1) -> list[np.ndarray]:
         """The outputs; fails when a guard, an input or a weight has changed."""
         weights = _Guarded(np.frombuffer(self.program.weights, np.uint8).view(np.float32))
-        scratch = _Guarded(np.full(-(-self.program.scratch_bytes // 4), np.nan, np.float32))
+        scratch = _Guarded(np.full(scratch_bytes(self.program, ranges) // 4, np.nan, np.float32))
         ins = [_Guarded(array, shift=1) for array in inputs]
         outs = [_Guarded(np.full(shape, np.nan, np.float32), shift=1) for _, shape in self.program.outputs]
         self._library.bp_split_run(weights.address, scratch.address, _pointers(ins), _pointers(outs), ranges)
@@ -132,6 +132,11 @@ class Native:
         assert weights.unchanged(), "changed its weights"
         assert all(item.unchanged() for item in ins), "changed its inputs"
         return [out.array.copy() for out in outs]
+
+
+def scratch_bytes(program: Program, threads: int) -> int:
+    """Bytes of memory that ``threads`` threads run ``program`` in; they are whole cache lines."""
+    return program.scratch_bytes + threads * program.thread_scratch_bytes
 
 
 class _Guarded:

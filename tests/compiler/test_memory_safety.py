@@ -47,7 +47,8 @@ int main(int argc, char **argv) {
   if (argc != 5 || m->abi != BP_MODEL_ABI) return 2;
   int ranges = atoi(argv[4]);
   FILE *weights_file = fopen(argv[1], "rb"), *in_file = fopen(argv[2], "rb"), *out_file = fopen(argv[3], "wb");
-  void *weights = take(weights_file, m->weights_bytes, 64, 0), *scratch = take(NULL, m->scratch_bytes, 64, 0);
+  void *weights = take(weights_file, m->weights_bytes, 64, 0);
+  void *scratch = take(NULL, m->scratch_bytes + (size_t)ranges * m->thread_scratch_bytes, 64, 0);
   const float *in[64];
   float *out[256];
   for (int i = 0; i < m->n_inputs; i++) in[i] = (float *)take(in_file, size_of(m->inputs + i), 0, 4);

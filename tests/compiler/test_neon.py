@@ -7,7 +7,7 @@ from collections.abc import Callable
 import neon
 import pytest
 from conv_cases import masks
-from harness import Bundle, describe, differences, fused
+from harness import Bundle, describe, differences, fused, scratch_bytes
 from random_cases import network
 
 from blockpunch.compiler import compile_graph
@@ -75,8 +75,8 @@ def test_same_as_the_interpreter(bundle: Callable[[], Bundle], target: str, rang
     expected = list(interpreter.run(b.graph, inputs).values())
     program = compile_graph(b.graph, Target.named(target), threads_hint=ranges)
     shapes = [shape for _, shape in program.outputs]
-    found = neon.run_model(program.source, program.weights, program.scratch_bytes, inputs, shapes, target=target,
-                           ranges=ranges)
+    found = neon.run_model(program.source, program.weights, scratch_bytes(program, ranges), inputs, shapes,
+                           target=target, ranges=ranges)
     wrong = {describe(b.graph, name): error for name, error in differences(b.graph, found, expected).items()
              if error > 2e-5}
     assert not wrong

@@ -14,7 +14,7 @@ from blockpunch.compiler.layout import Needs, assign
 from blockpunch.compiler.legalise import legalise
 from blockpunch.compiler.memory import plan
 from blockpunch.compiler.merge import merge_sums
-from blockpunch.compiler.program import Blob, Choice, Options, Program, StepInfo
+from blockpunch.compiler.program import ALIGN, Blob, Choice, Options, Program, StepInfo
 from blockpunch.graph.ir import Graph
 from blockpunch.target import Target
 
@@ -51,7 +51,9 @@ def compile_graph(graph: Graph, target: Target, *, threads_hint: int = 1,
     outputs = [(name, legal.values[legal_name].shape)
                for name, legal_name in zip(graph.outputs, legal.outputs, strict=True)]
     weights = ctx.blob.tobytes()
-    tables = Tables({ctx.buffer(root): at for root, at in places.items()}, len(weights), floats * 4, MAX_THREADS)
+    thread_bytes = -(-max((step.thread_floats for step in steps), default=0) * 4 // ALIGN) * ALIGN
+    tables = Tables({ctx.buffer(root): at for root, at in places.items()}, len(weights), floats * 4, thread_bytes,
+                    MAX_THREADS)
     source = emit(graph.name, target, steps, inputs, outputs, tables)
-    return Program(graph.name, {"model.c": source}, weights, floats * 4, inputs, outputs, [s.info for s in steps],
-                   ctx.options)
+    return Program(graph.name, {"model.c": source}, weights, floats * 4, thread_bytes, inputs, outputs,
+                   [s.info for s in steps], ctx.options)

@@ -20,6 +20,7 @@ class Tables:
     buffers: dict[str, int]
     weights_bytes: int
     scratch_bytes: int
+    thread_scratch_bytes: int
     threads: int
 
 

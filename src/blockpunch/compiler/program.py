@@ -81,6 +81,7 @@ class Program:
         source: file name -> C text.
         weights: the blob every step's tables are in; its start must be 64-byte aligned at run time.
         scratch_bytes: memory for all activations.
+        thread_scratch_bytes: memory behind it for each thread.
         inputs: (name, shape) of each input; contiguous float32.
         outputs: (name, shape) of each output; contiguous float32.
         steps: one record per step, in order of execution.
@@ -91,6 +92,7 @@ class Program:
     source: dict[str, str]
     weights: bytes
     scratch_bytes: int
+    thread_scratch_bytes: int
     inputs: list[tuple[str, tuple[int, ...]]]
     outputs: list[tuple[str, tuple[int, ...]]]
     steps: list[StepInfo]

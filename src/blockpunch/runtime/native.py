@@ -15,7 +15,7 @@ from blockpunch.errors import ArtifactError
 
 Array = npt.NDArray[np.float32]
 
-ABI = 1
+ABI = 2
 _NO_MEMORY = 2
 
 
@@ -27,7 +27,7 @@ class _Model(ctypes.Structure):
     _fields_ = (("abi", ctypes.c_int), ("name", ctypes.c_char_p), ("n_inputs", ctypes.c_int),
                 ("n_outputs", ctypes.c_int), ("inputs", ctypes.POINTER(_Tensor)), ("outputs", ctypes.POINTER(_Tensor)),
                 ("weights_bytes", ctypes.c_size_t), ("scratch_bytes", ctypes.c_size_t), ("n_steps", ctypes.c_int),
-                ("max_threads", ctypes.c_int))
+                ("max_threads", ctypes.c_int), ("thread_scratch_bytes", ctypes.c_size_t))
 
 
 class NativeNet:

@@ -29,6 +29,7 @@ class Step:
         body: C statements; may use ``c`` (the buffers of the run), ``begin`` and ``end`` (its range of units).
         reads, writes: buffers touched.
         helpers: static C functions that the body calls, by name; equal names are the same text.
+        thread_floats: memory that each thread needs for itself; ``THREAD_SCRATCH`` is its address.
     """
 
     info: StepInfo
@@ -37,6 +38,7 @@ class Step:
     reads: tuple[str, ...]
     writes: tuple[str, ...]
     helpers: dict[str, str] = field(default_factory=dict)
+    thread_floats: int = 0
 
 
 @dataclass(frozen=True)

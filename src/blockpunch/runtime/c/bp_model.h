@@ -10,7 +10,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define BP_MODEL_ABI 1
+#define BP_MODEL_ABI 2
 
 #if defined(_WIN32)
 #define BP_EXPORT __declspec(dllexport)
@@ -45,12 +45,14 @@ typedef struct bp_model {
   const bp_tensor *inputs, *outputs;
   size_t weights_bytes, scratch_bytes;
   int n_steps;              /* tick is called with 0 .. n_steps-1 */
-  int max_threads;          /* how many threads the scratch memory was planned for */
+  int max_threads;          /* how many threads may share a run */
+  size_t thread_scratch_bytes; /* of each thread, behind the scratch_bytes that they share */
 } bp_model;
 
 extern BP_EXPORT const bp_model bp_model_info;
 
-/* weights, scratch: 64-byte aligned; inputs, outputs: any alignment, contiguous float32. */
+/* scratch: scratch_bytes + thread_scratch_bytes for each `thread` that parallel_for uses, from 0 on.
+ * weights, scratch: 64-byte aligned; inputs, outputs: any alignment, contiguous float32. */
 BP_EXPORT void bp_model_run(const void *weights, void *scratch, const float *const *inputs, float *const *outputs,
                             const bp_env *env);
 

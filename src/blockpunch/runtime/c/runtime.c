@@ -47,9 +47,10 @@ static void *aligned(size_t bytes) {
 }
 
 /* New scratch is zero, so that a run never depends on what the memory held before. */
-static void *new_scratch(void) {
-  void *memory = aligned(bp_model_info.scratch_bytes);
-  if (memory) memset(memory, 0, bp_model_info.scratch_bytes);
+static void *new_scratch(int threads) {
+  size_t bytes = bp_model_info.scratch_bytes + (size_t)threads * bp_model_info.thread_scratch_bytes;
+  void *memory = aligned(bytes);
+  if (memory) memset(memory, 0, bytes);
   return memory;
 }
 
@@ -59,7 +60,7 @@ static void *take_scratch(bp_net *net) {
   if (found) net->idle = found->next;
   pthread_mutex_unlock(&net->idle_lock);
   if (found) found->next = NULL;
-  return found ? (void *)found : new_scratch();
+  return found ? (void *)found : new_scratch(bp_threads(net));
 }
 
 static void give_scratch(bp_net *net, void *scratch) {
@@ -82,9 +83,9 @@ bp_net *bp_open(const void *weights, size_t bytes, int threads) {
   if ((uintptr_t)weights % ALIGNMENT) {
     if ((net->owned_weights = aligned(bytes))) net->weights = memcpy(net->owned_weights, weights, bytes);
   }
-  void *scratch = new_scratch();
-  if (scratch) give_scratch(net, scratch);
   if (threads > 1) net->pool = bp_pool_open(threads);
+  void *scratch = new_scratch(bp_threads(net));
+  if (scratch) give_scratch(net, scratch);
   if (!scratch || (uintptr_t)net->weights % ALIGNMENT || (threads > 1 && !net->pool)) {
     bp_close(net);
     return NULL;
@@ -116,7 +117,7 @@ static int run(bp_net *net, const float *const *inputs, float *const *outputs, p
   if (!net || !inputs || !outputs) return BP_INVALID;
   /* After fork() the locks and workers are of the parent: touch none of them. */
   int forked = getpid() != net->pid;
-  void *scratch = forked ? new_scratch() : take_scratch(net);
+  void *scratch = forked ? new_scratch(1) : take_scratch(net);
   if (!scratch) return BP_NO_MEMORY;
   int pooled = !forked && net->pool && !pthread_mutex_trylock(&net->pool_lock);
   bp_env env = {serial_for, NULL, NULL, NULL};
