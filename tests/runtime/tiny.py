@@ -20,7 +20,7 @@ SOURCE = r"""
 static const bp_tensor inputs[] = {{"x", 2, {3, 50}}};
 static const bp_tensor outputs[] = {{"scaled", 2, {3, 50}}, {"total", 1, {1}}};
 const bp_model bp_model_info = {BP_MODEL_ABI, "tiny", 1, 2, inputs, outputs,
-  N * sizeof(float), N * sizeof(float), 2, 64};
+  N * sizeof(float), N * sizeof(float), 2, 64, 0};
 typedef struct { const float *x, *w; float *y; } args;
 static void twice(void *arg, int begin, int end, int thread) {
   (void)thread;
