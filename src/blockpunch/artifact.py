@@ -98,8 +98,7 @@ class Artifact:
     @staticmethod
     def from_program(program: Program, target: Target, runtime: Mapping[str, str], build: Build | None) -> Artifact:
         """Put together what the compiler and the toolchain made (``build`` is ``None``: no library)."""
-        layers = tuple(LayerRecord(step.name, step.kind, step.path, step.macs, step.kept_macs, step.weight_bytes,
-                                   step.packing, step.reason) for step in program.steps)
+        layers = tuple(LayerRecord(**vars(step)) for step in program.steps)
         manifest = Manifest(name=program.name, target=target, inputs=_tensors(program.inputs),
                             outputs=_tensors(program.outputs), layers=layers, weights_bytes=len(program.weights),
                             scratch_bytes=program.scratch_bytes,

@@ -36,6 +36,8 @@ class LayerRecord:
         weight_bytes: bytes of its packed weights, indices included.
         packing: how its weights are stored.
         reason: why that packing.
+        read_bytes: bytes of the values that it reads.
+        written_bytes: bytes of its results.
     """
 
     name: str
@@ -46,6 +48,8 @@ class LayerRecord:
     weight_bytes: int
     packing: str
     reason: str
+    read_bytes: int = 0
+    written_bytes: int = 0
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from blockpunch.build import compile as compile_model
 from blockpunch.cli import show
 from blockpunch.cli.options import Json, Model, Output, Shape, Threads, Tune, check_output, parse_shapes
 from blockpunch.errors import InputError, OutputError
-from blockpunch.measure.layers import LayerTime, static_layers, time_layers
+from blockpunch.measure.layers import LayerTime, time_layers, total
 from blockpunch.optimize import Event
 from blockpunch.runtime.session import Session
 from blockpunch.target import TARGET_NAMES, Target
@@ -51,8 +51,11 @@ def inspect(
     """Show a network layer by layer: an ONNX file's weights and zeros, or a compiled one's packing and times."""
     if model.suffix == ".bp":
         artifact = Artifact.load(model)
-        rows = time_layers(artifact, threads=threads) if timed else static_layers(artifact)
-        _emit_layers(model.name, rows, timed, json_)
+        rows = time_layers(artifact, threads=threads) if timed else [LayerTime(record) for record in artifact.layers]
+        if json_ is not None:
+            show.write_json({"layers": [row.to_json() for row in rows], "total": total(rows).to_json()}, json_)
+        if json_ != "-":
+            (_show_times if timed else _show_layers)(model.name, rows)
         return
     if timed:
         raise InputError("only a compiled network can be timed layer by layer", where=str(model),
@@ -62,20 +65,25 @@ def inspect(
     inspect_onnx(model, parse_shapes(shape), json_)
 
 
-def _emit_layers(name: str, rows: list[LayerTime], timed: bool, json_: str | None) -> None:
-    if json_ is not None:
-        show.write_json({"layers": [row.to_json() for row in rows]}, json_)
-    if json_ == "-":
-        return
-    if timed:
-        cells = [(r.name, r.kind, r.ms, f"{100 * r.share:.1f} %", r.kept_macs / 1e6, r.gmacs_per_second,
-                  None if r.peak_share is None else f"{100 * r.peak_share:.0f} %", r.packing, r.reason) for r in rows]
-        total = sum(r.ms or 0 for r in rows)
-        show.table(f"{name}: {total:.3f} ms", ("layer", "kind", "ms", "share", "kept MMAC", "GMAC/s", "of FMA peak",
-                                               "packing", "why"), cells)
-    else:
-        show.table(name, ("layer", "kind", "MMAC", "kept MMAC", "bytes", "packing", "why"), [
-            (r.name, r.kind, r.macs / 1e6, r.kept_macs / 1e6, r.weight_bytes, r.packing, r.reason) for r in rows])
+def _show_layers(name: str, rows: list[LayerTime]) -> None:
+    show.table(name, ("layer", "kind", "MMAC", "kept MMAC", "bytes", "packing", "why"), [
+        (r.name, r.kind, r.macs / 1e6, r.kept_macs / 1e6, r.weight_bytes, r.packing, r.reason)
+        for r in (row.record for row in rows)])
+
+
+def _show_times(name: str, rows: list[LayerTime]) -> None:
+    """The profile: what each step takes, does and moves, what binds it and how far it is from there."""
+    def percent(share: float | None) -> str | None:
+        return None if share is None else f"{100 * share:.0f} %"
+
+    cells = [(row.record.name, row.ms, percent(row.share), row.gmacs_per_second, percent(row.peak_share),
+              row.bytes_moved / 1e6, percent(row.bandwidth_share), row.bound,
+              None if row.distance is None else f"{row.distance:.1f} x", row.record.packing)
+             for row in (*rows, total(rows))]
+    columns = ("layer", "ms", "time", "GMAC/s", "FMA", "MB", "memory", "bound", "from it", "schedule")
+    show.table(name, columns, cells, tails=("layer",), caption=(
+        "FMA: share of the core's peak, on kept multiply-adds. memory: share of the time that moving the MB takes at\n"
+        "least. bound: what binds the step; from it: how many times as long as the larger of both bounds it takes."))
 
 
 def run(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,12 @@ def line(text: str) -> None:
     console().print(Text(text))
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], *, caption: str = "") -> None:
-    """A table; a column whose cells are all numbers (or ``-``) is aligned to the right."""
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], *, caption: str = "",
+          tails: Collection[str] = ()) -> None:
+    """A table; a column whose cells are all numbers (or ``-``) is aligned to the right.
+
+    What does not fit is cut at its end, in the columns named in ``tails`` at its beginning.
+    """
     shown = Table(title=title, box=SIMPLE_HEAD, title_justify="left", title_style="bold", caption=caption or None,
                   caption_justify="left", pad_edge=False, show_header=any(columns))
     out = console()
@@ -50,9 +54,15 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], 
     for name, number, width in zip(columns, numbers, widths, strict=True):
         shown.add_column(name, justify="right" if number else "left", no_wrap=True, overflow="ellipsis",
                          min_width=width, max_width=width)
+    cells = [[_tail(text, width) for text in column] if name in tails else column
+             for name, column, width in zip(columns, cells, widths, strict=True)]
     for row in zip(*cells, strict=True):
         shown.add_row(*(Text(cell) for cell in row))
     out.print(shown)
+
+
+def _tail(text: str, width: int) -> str:
+    return text if len(text) <= width else f"…{text[1 - width:]}"
 
 
 def _fit(widths: list[int], numbers: list[bool], room: int) -> list[int]:

@@ -6,7 +6,8 @@ legalise (strides into phases) -> merge (sums of convolutions) -> kernels (who c
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from blockpunch.compiler.emit import Tables, emit
 from blockpunch.compiler.kernels import Context, Step, kernels_for
@@ -15,7 +16,7 @@ from blockpunch.compiler.legalise import legalise
 from blockpunch.compiler.memory import plan
 from blockpunch.compiler.merge import merge_sums
 from blockpunch.compiler.program import ALIGN, Blob, Choice, Options, Program, StepInfo
-from blockpunch.graph.ir import Graph
+from blockpunch.graph.ir import Graph, Node
 from blockpunch.target import Target
 
 MAX_THREADS = 64
@@ -43,7 +44,7 @@ def compile_graph(graph: Graph, target: Target, *, threads_hint: int = 1,
         kernel.needs(node, legal, needs, target)
     layout = assign(legal, needs, target.vector_floats)
     ctx = Context(legal, target, layout, Blob(), threads_hint, choices or {})
-    lowered = [kernel.lower(node, ctx) for node, kernel in pairs]
+    lowered = [_with_traffic(kernel.lower(node, ctx), node, legal) for node, kernel in pairs]
     steps: list[Step] = [step for step in lowered if step is not None and step.units]
     outside = {*legal.inputs, *legal.outputs}
     places, floats = plan(steps, {root: size for root, size in layout.buffers.items() if root not in outside})
@@ -57,3 +58,13 @@ def compile_graph(graph: Graph, target: Target, *, threads_hint: int = 1,
     source = emit(graph.name, target, steps, inputs, outputs, tables)
     return Program(graph.name, {"model.c": source}, weights, floats * 4, thread_bytes, inputs, outputs,
                    [s.info for s in steps], ctx.options)
+
+
+def _with_traffic(step: Step | None, node: Node, graph: Graph) -> Step | None:
+    """The step, its record completed by the bytes of the values that it reads and writes."""
+    def size(names: Sequence[str]) -> int:
+        return 4 * sum(graph.values[name].size for name in dict.fromkeys(names) if name in graph.values)
+
+    if step is None:
+        return None
+    return replace(step, info=replace(step.info, read_bytes=size(node.inputs), written_bytes=size(node.outputs)))

@@ -26,6 +26,8 @@ class StepInfo:
         weight_bytes: bytes of its weights and indices in the blob.
         packing: how the weights are stored and tiled, e.g. ``8 filters x 3 vectors, 384 of 2304 columns``.
         reason: why this packing; for a dense layer, why dense.
+        read_bytes: bytes of the values that it reads, each once.
+        written_bytes: bytes of its results.
     """
 
     name: str
@@ -36,6 +38,8 @@ class StepInfo:
     weight_bytes: int = 0
     packing: str = ""
     reason: str = ""
+    read_bytes: int = 0
+    written_bytes: int = 0
 
 
 @dataclass(frozen=True, order=True)

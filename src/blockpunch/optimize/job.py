@@ -21,7 +21,7 @@ from blockpunch.graph.summary import summarize
 from blockpunch.layers import prunable_layers
 from blockpunch.measure.bench import OURS, BenchResult, EngineResult, Entry, bench_entries
 from blockpunch.measure.engines import ENGINES
-from blockpunch.measure.layers import LayerTime, static_layers, time_layers
+from blockpunch.measure.layers import LayerTime, time_layers
 from blockpunch.measure.machine import survey
 from blockpunch.measure.quality import Check, Comparison, compare
 from blockpunch.optimize.photos import Photos, batches
@@ -220,12 +220,12 @@ class Job:
         def look() -> list[list[dict[str, Any]]]:
             artifacts = (Artifact.load(self.work.file(name)) for name in ("dense.bp", "net.bp"))
             s = self.settings
-            rows = (time_layers(a, threads=s.threads, seconds=min(1.0, s.seconds)) if here else static_layers(a)
-                    for a in artifacts)
+            rows = (time_layers(a, threads=s.threads, seconds=min(1.0, s.seconds)) if here else
+                    [LayerTime(record) for record in a.layers] for a in artifacts)
             return [[row.to_json() for row in part] for part in rows]
 
         before, after = self.work.stage("layers", self._compiled, [], look)
-        return [LayerTime(**row) for row in before], [LayerTime(**row) for row in after]
+        return [LayerTime.from_json(row) for row in before], [LayerTime.from_json(row) for row in after]
 
     def _compare(self) -> Comparison | None:
         check = self.check
@@ -245,8 +245,8 @@ class Job:
         engines = [] if bench is None else [
             EngineTime(name, roles.get(name, "peer"), r.median_ms, r.min_ms, r.spread, r.max_rel_error, r.version)
             for name, r in bench.engines.items()]
-        dense_ms = {row.name: row.ms for row in before}
-        layers = [_layer(row, plan, dense_ms.get(row.name)) for row in after]
+        dense_ms = {row.record.name: row.ms for row in before}
+        layers = [_layer(row, plan, dense_ms.get(row.record.name)) for row in after]
         return ReportFacts(
             model=self.source.name, target=self.target.name, threads=self.settings.threads,
             created=time.strftime("%Y-%m-%d %H:%M"), version=metadata.version("blockpunch"), plan=_describe(plan),
@@ -257,11 +257,13 @@ class Job:
 
 
 def _layer(row: LayerTime, plan: Plan, dense_ms: float | None) -> LayerFacts:
-    entry = plan.layers.get(row.name)
+    record = row.record
+    entry = plan.layers.get(record.name)
     return LayerFacts(
-        name=row.name, kind=row.kind, shape=entry.shape if entry else (), scheme=str(entry.scheme) if entry else "",
-        rate=entry.rate if entry else 1.0, macs=row.macs, kept_macs=row.kept_macs, dense_ms=dense_ms, ms=row.ms,
-        peak_share=row.peak_share, packing=row.packing, reason=(entry.reason if entry else "") or row.reason)
+        name=record.name, kind=record.kind, shape=entry.shape if entry else (),
+        scheme=str(entry.scheme) if entry else "", rate=entry.rate if entry else 1.0, macs=record.macs,
+        kept_macs=record.kept_macs, dense_ms=dense_ms, ms=row.ms, peak_share=row.peak_share, packing=record.packing,
+        reason=(entry.reason if entry else "") or record.reason)
 
 
 def _describe(plan: Plan) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -61,7 +62,8 @@ def convert(path: Path, folder: Path, shapes: Shapes | None) -> tuple[Path, Path
     program = Path(found.submodule_search_locations[0]) / ("pnnx.exe" if os.name == "nt" else "pnnx")
     parts = folder / "net.param", folder / "net.bin"
     names = ("pnnxparam", "pnnxbin", "pnnxpy", "pnnxonnx", "ncnnpy")
-    command = [str(program), str(path), f"ncnnparam={parts[0]}", f"ncnnbin={parts[1]}", "fp16=0",
+    copy = shutil.copy(path, folder / "net.onnx")  # pnnx writes a simplified model beside the one it reads
+    command = [str(program), str(copy), f"ncnnparam={parts[0]}", f"ncnnbin={parts[1]}", "fp16=0",
                *(f"{name}={folder / name}" for name in names)]
     if shapes:
         command.append("inputshape=" + ",".join(f"[{','.join(map(str, shape))}]f32" for shape in shapes.values()))
