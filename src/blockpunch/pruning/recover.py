@@ -139,7 +139,8 @@ class _Run:
 
     def go(self) -> Recovery:
         """Run to the end, from the checkpoint if there is one."""
-        self.pruner.apply_()
+        if self.pruner.pruned:
+            self.pruner.apply_()
         if self.path is not None and self.path.exists():
             self._load(self.path)
         self.started = self.saved = time.monotonic()
@@ -197,6 +198,8 @@ class _Run:
             loss.backward()
             norm = float(nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip or math.inf))
             if math.isfinite(norm):
+                if not self.pruner.pruned:  # added after the clipping, which is for the data's gradient
+                    self.pruner.penalty().backward()
                 self.optimizer.step()
                 self.optimizer.zero_grad()
                 self.pruner.step()

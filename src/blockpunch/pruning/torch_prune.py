@@ -7,18 +7,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from blockpunch.errors import MissingExtraError, ModelError, PlanError, SchemeError, TrainingError
-from blockpunch.plan import Layer, LayerPlan, Plan
+from blockpunch.errors import MissingExtraError, ModelError, PlanError, TrainingError
+from blockpunch.plan import Layer, Plan
 from blockpunch.pruning.counts import LayerCount, PruneReport
+from blockpunch.pruning.groups import Array
 
 try:
     import torch
-    from torch import nn
+    from torch import distributed, nn
+
+    from blockpunch.pruning.method import Method, Schedule, Target
+    from blockpunch.pruning.norms import NormWatch, has_norms, norms_behind
 except ImportError as error:
     raise MissingExtraError("torch", "train", "Pruning a torch module") from error
 
 log = logging.getLogger(__name__)
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
 def module_layers(model: nn.Module) -> list[Layer]:
@@ -37,116 +40,220 @@ def module_layers(model: nn.Module) -> list[Layer]:
 
 @dataclass
 class _Masked:
-    """A parameter, its mask (same shape, True stays), and the layer that it belongs to."""
+    """A parameter, its mask (same shape, True stays), and the hook that masks its gradient."""
 
-    layer: str
     parameter: nn.Parameter
     mask: torch.Tensor
-    is_weight: bool
+    hook: Any = None
 
     def on_device(self) -> torch.Tensor:
         if self.mask.device != self.parameter.device:
             self.mask = self.mask.to(self.parameter.device)
         return self.mask
 
+    def release(self) -> None:
+        if self.hook is not None:
+            self.hook.remove()
+            self.hook = None
+
 
 class Pruner:
-    """Prunes ``model`` in place by ``plan`` and holds the masks while it is trained.
+    """Prunes ``model`` in place by ``plan``, while it is trained or before, and keeps it pruned.
 
-    Masks come from the weights as they are now, largest groups first. Nothing changes before :meth:`apply_`::
+    With a ``method`` the weights to remove are found during training, in any loop, with any optimizer::
 
-        pruner = Pruner(model, plan)
-        pruner.apply_()
+        pruner = Pruner(model, plan, method=Reweighted(steps=4 * len(loader), target_rate=3))
         for batch in loader:
-            loss(model(batch)).backward()
+            (loss(model(batch)) + pruner.penalty()).backward()
             optimizer.step()
             optimizer.zero_grad()
             pruner.step()
         pruner.finalize_()
 
-    Gradients of removed weights are masked too, so that no optimizer builds up momentum for them.
+    When the method's steps are over the network is pruned, the penalty is zero, and the masks hold: training on is the
+    masked retraining. Without a method the largest groups of the weights as they are now stay, nothing changes before
+    :meth:`apply_`, and the same loop trains what is left.
+
+    Gradients of removed weights are masked too, so that no optimizer builds up momentum for them. Under
+    ``torch.distributed`` all ranks take the masks of rank 0. Exact to the bit after a resume from :meth:`state_dict`.
 
     Args:
-        model: its ``Conv2d`` and ``Linear`` layers are named by module path, see :func:`module_layers`.
+        model: its ``Conv2d`` and ``Linear`` layers are named by module path, see :func:`module_layers`. A
+            ``DistributedDataParallel`` or compiled wrapper is looked through.
         plan: names every such layer.
+        method: :class:`~blockpunch.pruning.reweighted.Reweighted` or :class:`~blockpunch.pruning.gradual.Gradual`.
         zero_dead: also hold the bias, and the scale and shift of the batch-norm behind the layer, at zero for filters
-            that lost all weights; they put out a constant otherwise. None: for layers pruned by 'filter' only.
-        example: an input of the model (or a tuple of them), needed to find the batch-norms for ``zero_dead``.
+            that lost all weights; they put out a constant otherwise. None: for all layers where a method prunes, since
+            training makes up for it, otherwise for layers pruned by 'filter' only.
+        example: an input of the model (or a tuple of them), to find the batch-norms for ``zero_dead``. None: they are
+            found in the first forward pass, which without a method is after :meth:`apply_` and so too late.
 
     Raises:
-        PlanError: the plan is for another model, or gives two masks to one shared weight.
+        PlanError: the plan is for another model, gives two masks to one shared weight, or allows less than the method
+            asks for.
         ModelError: a weight is not finite.
     """
 
-    def __init__(self, model: nn.Module, plan: Plan, *, zero_dead: bool | None = None, example: Any = None) -> None:
-        self.model, self.plan, self.layers = model, plan, module_layers(model)
+    def __init__(self, model: nn.Module, plan: Plan, *, method: Method | None = None, zero_dead: bool | None = None,
+                 example: Any = None) -> None:
+        self.model = unwrapped(model)
+        self.plan, self.layers = plan, module_layers(self.model)
         plan.check(self.layers)
-        self._modules = dict(model.named_modules())
-        self._masked: list[_Masked] = []
-        self._hooks: list[Any] = []
-        self.finished = False
-        shared: dict[int, str] = {}
-        for layer in self.layers:
-            self._add_weight(layer, plan.layers[layer.name], shared)
-        silenced = [item.layer for item in self._masked
-                    if zero_dead or (zero_dead is None and plan.layers[item.layer].scheme.regularity == "filter")]
-        if silenced:
-            self._silence_dead(silenced, _batch_norms_behind(model, example) if example is not None else None)
-        for item in self._masked:
-            self._hooks.append(item.parameter.register_hook(lambda grad, item=item: grad * item.on_device()))
+        self._modules = dict(self.model.named_modules())
+        self._zero_dead = zero_dead if zero_dead is not None or method is None else True
+        self._masked: dict[str, _Masked] = {}
+        self._agreed = self.finished = False
+        self._targets = self._choose(method)
+        self._norms = norms_behind(self.model, example) if example is not None else None
+        self._watch: NormWatch | None = None
+        self._schedule: Schedule | None = None
+        if method is None:
+            self._set_masks(self._one_shot())
+        else:
+            self._schedule = method.start(plan, self.layers, self._targets)
+            self._watch = NormWatch(self.model) if self._norms is None and self._zero_dead else None
 
-    def _add_weight(self, layer: Layer, entry: LayerPlan, shared: dict[int, str]) -> None:
-        weight = self._modules[layer.name].weight
-        first = shared.setdefault(id(weight), layer.name)
-        if first != layer.name:
+    def _choose(self, method: Method | None) -> list[Target]:
+        """The weights that may be pruned, each once."""
+        targets, shared = [], dict[int, str]()
+        for layer in self.layers:
+            entry, weight = self.plan.layers[layer.name], self._modules[layer.name].weight
+            first = shared.setdefault(id(weight), layer.name)
             other = self.plan.layers[first]
             if (other.scheme, other.rate) != (entry.scheme, entry.rate):
                 raise PlanError(f"the layers '{first}' and '{layer.name}' share one weight but not their plan",
                                 fix="give both the same scheme and rate")
-            return
-        if not entry.prunes:
-            return
-        try:
-            mask = entry.scheme.mask(weight.detach().float().cpu().numpy(), entry.rate, conv_groups=layer.conv_groups)
-        except SchemeError as error:
-            raise ModelError(error.what, where=f"layer '{layer.name}'") from error
-        self._masked.append(_Masked(layer.name, weight, torch.from_numpy(mask), True))
+            if not bool(weight.detach().isfinite().all()):
+                raise ModelError("some weights are NaN or infinite", where=f"layer '{layer.name}'",
+                                 fix="repair the model; such weights cannot be ranked")
+            if first == layer.name and (entry.prunes if method is None else method.takes(entry)):
+                targets.append(Target(layer, entry, weight))
+        return targets
 
-    def _silence_dead(self, names: list[str], norms: Mapping[str, list[nn.Module]] | None) -> None:
-        """Mask bias and batch-norm entries of filters that have no weight left."""
-        masks = {item.layer: item.mask for item in self._masked}
-        for name in names:
-            alive = masks[name].flatten(1).any(dim=1)
-            if bool(alive.all()):
-                continue
-            behind = norms.get(name, []) if norms is not None else []
-            if norms is None and any(isinstance(module, _BATCH_NORMS) for module in self.model.modules()):
-                log.warning("layer '%s' loses whole filters: pass example= to have its batch-norm found", name)
-            parameters = [self._modules[name].bias, *(p for norm in behind for p in (norm.weight, norm.bias))]
-            self._masked += [_Masked(name, item, alive, False) for item in parameters if item is not None]
+    def _one_shot(self) -> dict[str, Array]:
+        return {target.layer.name: target.mask(target.entry.rate) for target in self._targets}
+
+    def _set_masks(self, masks: Mapping[str, Array]) -> None:
+        """Hold these masks of layers from now on, and silence the filters that have no weight left."""
+        if self._watch is not None:
+            self._norms = self._watch.found
+            self._watch.close()
+            self._watch = None
+        for name, mask in masks.items():
+            self._hold(f"{name}.weight", self._modules[name].weight, torch.from_numpy(mask))
+        self._silence_dead()
+        self._agreed = False
+
+    def _silence_dead(self) -> None:
+        """Hold bias and batch-norm at zero where the masks leave a filter no weight."""
+        weights = {f"{target.layer.name}.weight" for target in self._targets}
+        for name in self._masked.keys() - weights:
+            self._masked.pop(name).release()
+        for name, mask in self.masks.items():
+            alive = mask.flatten(1).any(dim=1)
+            regularity = self.plan.layers[name].scheme.regularity
+            if not bool(alive.all()) and (self._zero_dead or (self._zero_dead is None and regularity == "filter")):
+                self._silence(name, self._modules[name], alive)
+
+    def _silence(self, name: str, module: nn.Module, alive: torch.Tensor) -> None:
+        """Mask bias and batch-norm entries of filters that are not ``alive``."""
+        if self._norms is None and has_norms(self.model):
+            log.warning("layer '%s' loses whole filters: pass example= to have its batch-norm found", name)
+        if module.bias is not None:
+            self._hold(f"{name}.bias", module.bias, alive)
+        paths = {norm: path for path, norm in self._modules.items()}
+        for norm in (self._norms or {}).get(name, []):
+            for field in ("weight", "bias"):
+                if getattr(norm, field) is not None:
+                    self._hold(f"{paths[norm]}.{field}", getattr(norm, field), alive)
+
+    def _hold(self, name: str, parameter: nn.Parameter, mask: torch.Tensor) -> None:
+        if name in self._masked:
+            self._masked[name].mask = mask
+            return
+        item = self._masked[name] = _Masked(parameter, mask)
+        if parameter.requires_grad:
+            item.hook = parameter.register_hook(lambda grad: grad * item.on_device())
+
+    def _agree(self) -> None:
+        """Take the masks of rank 0, where several processes train together."""
+        if self._agreed or not (distributed.is_available() and distributed.is_initialized()):
+            return
+        for name in self.masks:
+            item = self._masked[f"{name}.weight"]
+            shared = item.on_device().to(torch.uint8)
+            distributed.broadcast(shared, src=0)
+            item.mask = shared.to(torch.bool)
+        self._silence_dead()
+        self._agreed = True
 
     @property
     def masks(self) -> dict[str, torch.Tensor]:
-        """Layer name -> mask of its weight (bool, True stays), for pruned layers."""
-        return {item.layer: item.mask for item in self._masked if item.is_weight}
+        """Layer name -> mask of its weight (bool, True stays), for layers that are pruned by now."""
+        names = (target.layer.name for target in self._targets)
+        return {name: self._masked[f"{name}.weight"].mask for name in names if f"{name}.weight" in self._masked}
+
+    @property
+    def pruned(self) -> bool:
+        """Whether the masks are final: at once without a method, else when its steps are over."""
+        return self._schedule is None or self._schedule.done
+
+    def penalty(self) -> torch.Tensor:
+        """What the method adds to the loss of this step: a scalar with a gradient; zero where there is nothing to add.
+
+        Its gradient does not depend on the data: clip the gradient of the loss before it is added, or not at all.
+        """
+        value = None if self._schedule is None else self._schedule.penalty()
+        return value if value is not None else torch.zeros((), device=next(self.model.parameters()).device)
 
     def apply_(self) -> PruneReport:
-        """Zero the removed weights."""
-        self.step()
+        """Zero the removed weights. A method that is still at work comes to its end now."""
+        if self._schedule is not None and not self._schedule.done:
+            self._set_masks(self._schedule.prune())
+        self.apply_to_(self.model)
         return self.report()
 
-    def step(self) -> None:
-        """Call after each ``optimizer.step()``: removed weights go back to zero."""
+    def apply_to_(self, model: nn.Module) -> None:
+        """Zero the removed weights of ``model``: this one's, or a copy of it such as an average of weights (EMA)."""
+        self._agree()
+        parameters = dict(unwrapped(model).named_parameters(remove_duplicate=False))
+        if not self._masked.keys() <= parameters.keys():
+            raise ModelError("the model lacks the parameters that are pruned", fix="pass a copy of the pruned model")
         with torch.no_grad():
-            for item in self._masked:
+            for name, item in self._masked.items():
+                parameters[name].masked_fill_(~item.on_device().to(parameters[name].device), 0)
+
+    def step(self) -> None:
+        """Call after each ``optimizer.step()``: the method moves on, removed weights go back to zero.
+
+        Raises:
+            TrainingError: a weight is not finite where the method looks at it.
+        """
+        if self._watch is not None and self._watch.found:
+            self._norms = self._watch.found
+            self._watch.close()
+            self._watch = None
+        masks = self._schedule.step() if self._schedule is not None else None
+        if masks is not None:
+            self._set_masks(masks)
+        self._agree()
+        with torch.no_grad():
+            for item in self._masked.values():
                 item.parameter.masked_fill_(~item.on_device(), 0)
 
     def finalize_(self) -> PruneReport:
-        """Zero the removed weights for the last time and let go of the model; training on would fill them again."""
+        """Zero the removed weights for the last time and let go of the model; training on would fill them again.
+
+        Raises:
+            TrainingError: the method is still at work, so that the network is not pruned yet.
+        """
+        if not self.pruned:
+            raise TrainingError("the method has not come to its end, so the network is not pruned",
+                                fix="train for the steps that it was given, or call apply_() to prune now")
         report = self.apply_()
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks, self.finished = [], True
+        for item in self._masked.values():
+            item.release()
+        self.finished = True
         return report
 
     def report(self) -> PruneReport:
@@ -159,48 +266,42 @@ class Pruner:
         return PruneReport(counts)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """The masks as tensors, to be saved beside the model's own state."""
-        return {self._key(index): item.mask.cpu() for index, item in enumerate(self._masked)}
+        """The masks and the state of the method as tensors, to be saved beside the model's own state."""
+        state = {f"mask.{name}": item.mask.detach().cpu().clone() for name, item in self._masked.items()}
+        method = self._schedule.state_dict() if self._schedule is not None else {}
+        return {**state, **{f"method.{name}": tensor for name, tensor in method.items()}}
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Take the masks of :meth:`state_dict`; they are applied at the next :meth:`step`.
+        """Take the masks and the state of :meth:`state_dict`; they are applied at the next :meth:`step`.
 
         Raises:
-            TrainingError: the masks are of another model or plan.
+            TrainingError: they are of another model, plan or method.
         """
-        if {self._key(index): item.mask.shape for index, item in enumerate(self._masked)} != {
-                key: mask.shape for key, mask in state.items()}:
+        masks = {name.removeprefix("mask."): mask for name, mask in state.items() if name.startswith("mask.")}
+        weights = {f"{target.layer.name}.weight" for target in self._targets}
+        parameters = dict(self.model.named_parameters(remove_duplicate=False))
+        fits = all(name in parameters and parameters[name].shape == mask.shape for name, mask in masks.items())
+        present = masks.keys() & {f"{layer.name}.weight" for layer in self.layers}
+        if not fits or (present != weights if self._schedule is None else present not in (set(), weights)):
             raise TrainingError("the saved masks are of another model or plan", fix="use the plan they were made with")
-        for index, item in enumerate(self._masked):
-            item.mask = state[self._key(index)].to(torch.bool)
+        method = {name.removeprefix("method."): tensor for name, tensor in state.items() if name.startswith("method.")}
+        if self._schedule is not None:
+            self._schedule.load_state_dict(method)
+        elif method:
+            raise TrainingError("the saved masks belong to a pruning method", fix="give the pruner the same method")
+        for name in self._masked.keys() - masks.keys():
+            self._masked.pop(name).release()
+        for name, mask in masks.items():
+            self._hold(name, parameters[name], mask.to(torch.bool))
+        self._agreed = True  # every rank has loaded the same
 
-    def _key(self, index: int) -> str:
-        return f"{index}.{self._masked[index].layer}"
 
-
-def _batch_norms_behind(model: nn.Module, example: Any) -> dict[str, list[nn.Module]]:
-    """Layer name -> the batch-norms that read its output tensor, seen in one forward run on ``example``."""
-    producers: dict[int, str] = {}
-    alive: list[torch.Tensor] = []  # ids are unique only as long as the tensors live
-    found: dict[str, list[nn.Module]] = {}
-    names = {module: name for name, module in model.named_modules()}
-
-    def after(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        if isinstance(module, _BATCH_NORMS) and inputs and id(inputs[0]) in producers:
-            found.setdefault(producers[id(inputs[0])], []).append(module)
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            alive.append(output)
-            producers[id(output)] = names[module]
-
-    hooks = [module.register_forward_hook(after) for module in model.modules()]
-    training = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
-        with torch.no_grad():
-            model(*(example if isinstance(example, tuple) else (example,)))
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for module, mode in training.items():
-            module.training = mode
-    return found
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The user's own module inside what ``torch.compile`` and data parallelism put around it."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner

@@ -100,6 +100,13 @@ class Regularity(ABC):
         A weight lives when its group in *every* partition lives. No partition means that nothing is ever removed.
         """
 
+    def penalty_groupings(self, weight: Floats, layout: Layout, block: Block) -> tuple[Labels, ...]:
+        """The partitions whose groups regularisation shrinks: :meth:`groupings`, unless ``weight`` itself decides more.
+
+        ``weight`` has ``layout.view`` shape.
+        """
+        return self.groupings(layout, block)
+
     def project(self, weight: Floats, keep: int, layout: Layout, block: Block) -> Mask:
         """The mask of ``layout.view`` shape that keeps about ``keep`` weights, the largest groups first.
 

@@ -42,6 +42,14 @@ class Pattern(Regularity):
         labels = np.arange(layout.filters * layout.channels, dtype=np.int64).reshape(layout.filters, layout.channels, 1)
         return (np.broadcast_to(labels, layout.view),)
 
+    def penalty_groupings(self, weight: Floats, layout: Layout, block: Block) -> tuple[Labels, ...]:
+        """In each 3x3 kernel the weights of its pattern are one group, and those outside of it another."""
+        (kernels,) = self.groupings(layout, block)
+        if layout.kernel != (3, 3):
+            return (kernels,)
+        inside, _ = _best_patterns(np.square(weight, dtype=np.float64).reshape(-1, 9))
+        return (2 * kernels + ~inside.reshape(layout.view),)
+
     def supports(self, kind: str, shape: tuple[int, ...]) -> bool:
         """Patterns exist for 3x3 convolutions."""
         return kind == "conv" and tuple(shape[2:]) == (3, 3)

@@ -77,6 +77,15 @@ class Scheme:
         layout = Layout(tuple(shape), conv_groups)
         return tuple(labels.reshape(layout.shape) for labels in self.rule.groupings(layout, self._block))
 
+    def penalty_groupings(self, weight: npt.NDArray[Any], *, conv_groups: int = 1) -> tuple[Labels, ...]:
+        """Label arrays of the weight's shape: the groups that regularisation drives to zero, given the weight as it is.
+
+        They are :meth:`groupings`, but for 'pattern', where the weight decides which four of nine are a group.
+        """
+        layout = Layout(tuple(weight.shape), conv_groups)
+        view = np.asarray(weight, dtype=np.float64).reshape(layout.view)
+        return tuple(labels.reshape(layout.shape) for labels in self.rule.penalty_groupings(view, layout, self._block))
+
     def mask(self, weight: npt.NDArray[Any], rate: float, *, conv_groups: int = 1) -> Mask:
         """Which weights stay at compression ``rate`` (weights before / weights kept), of the weight's shape.
 
