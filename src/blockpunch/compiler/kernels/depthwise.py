@@ -1,8 +1,8 @@
 """Depthwise convolutions: one filter per channel, few multiply-adds per value moved, so what counts is loads.
 
 Two forms. *Rows*: a tile of a few output rows by one vector, so that an input row that is loaded once serves all
-output rows that it touches; any row stride, stride 2 in place. *Flat*: vectors along the flat plane, across row ends,
-for small maps of stride 1 where a row would leave most of a vector empty.
+output rows that it touches; any row stride, stride 2 in place. *Plane*: all pixels of a small map in registers, across
+row ends, where a row would leave most of a vector empty; it needs no margins, so that small maps stay dense in memory.
 """
 
 from __future__ import annotations
@@ -20,19 +20,23 @@ from blockpunch.compiler.kernels.base import (
     epilogue_code,
     epilogue_name,
     kernel_epilogue,
-    margins,
     operands,
     pixel_masks,
     render,
     strides_of,
 )
-from blockpunch.compiler.layout import Margin, Needs, View, flat_vectors, is_map
+from blockpunch.compiler.kernels.planes import PlaneSums
+from blockpunch.compiler.layout import Margin, Needs, View, is_map
 from blockpunch.compiler.legalise import is_depthwise
 from blockpunch.compiler.program import StepInfo
 from blockpunch.graph.ir import Graph, Node
 from blockpunch.target import Target
 
 _TILE_ROWS = {1: 4, 2: 2}  # output rows per tile, by row stride: more rows share more loads
+_ROW_TILE_CYCLES = 11.0  # to load, store and step, besides the multiply-adds
+_PLANE_VECTORS = 16
+_SHIFT_CYCLES = {"avx512": 0.5, "neon": 0.5}  # one instruction there
+_ROWS_MALUS = 1.4  # margins for the rows form make every layer of that size walk over gaps
 
 
 class Depthwise(Kernel):
@@ -45,9 +49,11 @@ class Depthwise(Kernel):
         return node.op == "Conv" and is_map(graph.shape(node.outputs[0])) and is_depthwise(node, graph)
 
     def needs(self, node: Node, graph: Graph, needs: Needs, target: Target) -> None:
-        """Margins for the taps; the flat form also asks for one row stride."""
-        if _flat(node, graph, target):
-            margins(node, graph, needs)
+        """Margins for the taps, or for the plane form and stride 1 only one row stride."""
+        if _in_registers(node, graph, target):
+            needs.margin(node.outputs[0], Margin(width=graph.shape(node.outputs[0])[3]))
+            for other in (node.inputs[0], *operands(node)) if node.attrs["stride"] == (1, 1) else ():
+                needs.same_row.append((node.outputs[0], other))
             return
         (h, w), (oh, ow) = graph.shape(node.inputs[0])[2:], graph.shape(node.outputs[0])[2:]
         (sh, sw), taps = node.attrs["stride"], node.attrs["taps"]
@@ -62,7 +68,7 @@ class Depthwise(Kernel):
         residuals = [ctx.view(name) for name in operands(node)]
         weights = ctx.graph.constants[node.inputs[1]]
         channels = weights.shape[0]
-        emit = _lower_flat if _flat(node, ctx.graph, ctx.target) else _lower_rows
+        emit = _lower_plane if _in_registers(node, ctx.graph, ctx.target) else _lower_rows
         name, helper, form, fields = emit(node, x, y, ctx)
         fields |= {"w": ctx.table("float", weights), "bias": ctx.table("float", biases(node, ctx, channels)),
                    "channels": channels, "in_image": x.strides[0], "in_plane": x.strides[1],
@@ -77,16 +83,17 @@ class Depthwise(Kernel):
                     helpers={"depthwise_layer": render("depthwise_layer.c.j2"), name: helper})
 
 
-def _flat(node: Node, graph: Graph, target: Target) -> bool:
-    """Whether the flat form loads fewer vectors per channel."""
-    if node.attrs["stride"] != (1, 1):
+def _in_registers(node: Node, graph: Graph, target: Target) -> bool:
+    """Whether the map is small enough for the plane form, and that takes fewer modelled cycles per channel."""
+    (h, w), (oh, ow) = graph.shape(node.inputs[0])[2:], graph.shape(node.outputs[0])[2:]
+    stride, taps, lanes = node.attrs["stride"], node.attrs["taps"], target.vector_floats
+    vectors = -(-max(h * w, oh * stride[0] * max(w, ow * stride[1])) // lanes)
+    if stride not in ((1, 1), (2, 2)) or vectors > _PLANE_VECTORS or stride[1] * (ow - 1) >= w:
         return False
-    (oh, ow), taps, width = graph.shape(node.outputs[0])[2:], node.attrs["taps"], target.vector_floats
-    reach = max(t[1] for t in taps) - min(t[1] for t in taps)
-    flat = -(-oh * (ow + 1) // width) * len(taps)  # as many loads as multiply-adds
-    vectors = -(-ow // width)
-    loads = -(-oh // _TILE_ROWS[1]) * vectors * len({t[2] for t in taps}) * (_TILE_ROWS[1] + reach)
-    return bool(2 * flat < loads + oh * vectors * len(taps))
+    shifts = len({t[1] for t in taps} - {0}) + len({t[2] for t in taps} - {0})
+    plane = vectors * (len(taps) / 2 + shifts * _SHIFT_CYCLES.get(target.isa, 1.5))
+    tiles = -(-oh // _TILE_ROWS[stride[0]]) * -(-ow // lanes)
+    return bool(plane < _ROWS_MALUS * tiles * (_TILE_ROWS[stride[0]] * len(taps) / 2 + _ROW_TILE_CYCLES))
 
 
 def _loads_of(dxs: list[int], stride: int) -> list[tuple[int, int]]:
@@ -100,20 +107,24 @@ def _loads_of(dxs: list[int], stride: int) -> list[tuple[int, int]]:
     return loads
 
 
-def _lower_flat(node: Node, x: View, y: View, ctx: Context) -> tuple[str, str, str, dict[str, Any]]:
+def _lower_plane(node: Node, x: View, y: View, ctx: Context) -> tuple[str, str, str, dict[str, Any]]:
     """(function, its text, its form in words, fields of the layer)."""
     assert x.plane and y.plane
-    taps, width, masked = node.attrs["taps"], ctx.target.vector_floats, y.plane.zero_margin
-    vectors = flat_vectors([x.plane, y.plane], y.shape[2], width)
-    tile = 4 if ctx.target.registers - len(taps) >= 6 else 2
-    name = f"depthwise_flat_{len(taps)}x{tile}{epilogue_name(node.epilogue)}{'_margin' if masked else ''}"
-    helper = render("depthwise_flat.c.j2", name=name, taps=len(taps), vectors=tile, width=width, masked=masked,
-                    loads=len(operands(node)), epilogue=kernel_epilogue(node.epilogue))
-    where = np.array([dy * x.strides[2] + dx for _, dy, dx in taps], np.int32)
-    return name, helper, f"flat, {tile} vectors", {
-        "tap": ctx.table("int32_t", where), "vectors": vectors,
-        "mask": ctx.table("uint16_t", pixel_masks(y.plane, y.shape[2], vectors, width)),
-        "head": y.plane.origin, "tail": y.plane.stride - y.plane.origin - vectors * width}
+    (h, w), (oh, ow) = x.shape[2:], y.shape[2:]
+    stride, lanes, masked = node.attrs["stride"][0], ctx.target.vector_floats, y.plane.zero_margin
+    taps = [(dy, dx) for _, dy, dx in node.attrs["taps"]]
+    vectors = -(-(oh * x.plane.row if stride == 1 else 2 * (oh - 1) * x.plane.row + 2 * ow - 1) // lanes)
+    sums = PlaneSums(taps, h, w, x.plane.row, lanes)
+    shape = "_".join(f"{dy}{dx}".replace("-", "m") for dy, dx in taps)
+    name = (f"depthwise_plane_{h}x{w}_{shape}_stride{stride}_rows{x.plane.row}_{oh}x{ow}_rows{y.plane.row}"
+            f"{epilogue_name(node.epilogue)}{'_margin' if masked else ''}")
+    helper = render("depthwise_plane.c.j2", name=name, taps=len(taps), width=lanes, masked=masked, stride=stride,
+                    loads=len(operands(node)), epilogue=kernel_epilogue(node.epilogue), rows=oh, columns=ow,
+                    in_row=x.plane.row, out_row=y.plane.row, sums=[sums.vector(j) for j in range(vectors)])
+    end = vectors * lanes if stride == 1 else oh * y.plane.row
+    return name, helper, f"plane of {vectors} vectors", {
+        "mask": ctx.table("uint16_t", pixel_masks(y.plane, oh, vectors, lanes)) if stride == 1 and masked else "0",
+        "head": y.plane.origin, "gap": y.plane.row - ow, "tail": y.plane.stride - y.plane.origin - end}
 
 
 def _lower_rows(node: Node, x: View, y: View, ctx: Context) -> tuple[str, str, str, dict[str, Any]]:
@@ -127,7 +138,6 @@ def _lower_rows(node: Node, x: View, y: View, ctx: Context) -> tuple[str, str, s
     name = f"depthwise_{shape}_stride{sh}{sw}_x{rows}{epilogue_name(node.epilogue)}{'_margin' if masked else ''}"
     helper = render("depthwise_rows.c.j2", name=name, dys=dys, dxs=dxs, sh=sh, sw=sw, rows=rows, masked=masked,
                     loads=len(residuals), place=list.index, loads_of=_loads_of,
-
                     epilogue=lambda t: epilogue_code(node.epilogue, "v_", [load.format(t=t) for load in residuals]))
     h, w = y.shape[2:]
     return name, helper, f"{rows} rows x 1 vector", {
