@@ -10,7 +10,7 @@ import conv_cases
 import numpy as np
 import other_cases
 import pytest
-from harness import Bundle, differences
+from harness import Bundle, differences, fused
 from random_cases import network
 
 from blockpunch.compiler import compile_graph, schedule, toolchain
@@ -64,13 +64,25 @@ int main(int argc, char **argv) {
 }
 """
 
+def winograd() -> Bundle:
+    """Tiles that hang over the edges of maps, with and without margins, operands, and several images."""
+    b = Bundle(73)
+    for n, c, h, w, f, pad in ((2, 18, 7, 9, 35, 1), (1, 5, 13, 11, 6, 0), (1, 3, 4, 2, 9, 1)):
+        size = (n, f, h + 2 * pad - 2, w + 2 * pad - 2)
+        y = b.conv(b.value(n, c, h, w), b.weights(f, c, 3, 3), pads=(pad,) * 4, epilogue=[fused("Add", 3)],
+                   operands=[b.value(*size)])
+        b.output(y, b.conv(y, b.weights(4, f, 3, 3), pads=(1, 1, 1, 1)))
+    return b
+
+
 CASES: list[tuple[str, Callable[[], Bundle], str]] = [
     ("convolutions", conv_cases.conv_kernels, "x86-64-v4"), ("maps", conv_cases.conv_maps, "x86-64-v3"),
     ("depthwise", conv_cases.depthwise, "x86-64-v4"), ("zeros", conv_cases.zeros, "x86-64"),
     ("linear", conv_cases.linear, "x86-64-v3"), ("windows", other_cases.windows, "x86-64-v4"),
     ("concats", other_cases.concats, "x86-64-v3"), ("movement", other_cases.movement, "x86-64-v4"),
     ("network", lambda: network(5, 40), "x86-64-v3"), ("filters along vectors", conv_cases.layers, "x86-64-v4"),
-    ("filters along vectors, narrow", conv_cases.layers, "x86-64-v3"),
+    ("filters along vectors, narrow", conv_cases.layers, "x86-64-v3"), ("winograd", winograd, "x86-64-v4"),
+    ("winograd, narrow", winograd, "x86-64-v3"),
 ]
 
 
@@ -84,8 +96,8 @@ def test_nothing_outside_its_arrays(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     b = bundle()
     monkeypatch.setattr(schedule, "_WORST", 1e9)
     options = compile_graph(b.graph, chosen, threads_hint=2).options
-    other = {name: next((c for c in item.choices if c.form == "filters"), item.choices[0])
-             for name, item in options.items()} if bundle is conv_cases.layers else {}
+    form = {conv_cases.layers: "filters", winograd: "winograd"}.get(bundle)
+    other = {name: next((c for c in item.choices if c.form == form), item.choices[0]) for name, item in options.items()}
     program = compile_graph(b.graph, chosen, threads_hint=2, choices=other)
     sources = {**program.source, **toolchain.model_header(), "main.c": DRIVER}
     binary = tmp_path / "run"

@@ -28,7 +28,7 @@ def test_every_choice_is_right(target: str, monkeypatch: pytest.MonkeyPatch) -> 
         assert {name: item.chosen for name, item in program.options.items()} == choices
     every = {(c.form, c.height) for item in options.values() for c in item.choices}
     assert {(c.form, c.height) for c in seen} == every
-    assert {c.form for c in seen} == {"pixels", "filters"} and {c.grouped for c in seen} == {False, True}
+    assert {c.form for c in seen} == {"pixels", "filters", "winograd"} and {c.grouped for c in seen} == {False, True}
 
 
 def _unlike(choices: tuple[Choice, ...], seen: set[Choice], seed: int) -> Choice:

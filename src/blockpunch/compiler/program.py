@@ -47,10 +47,10 @@ class Choice:
     """The tunable part of a convolution's schedule.
 
     Attributes:
-        form: what lies along a vector, ``pixels`` or ``filters``.
+        form: ``pixels`` or ``filters``, for what lies along a vector, or ``winograd``.
         height: P, filters per row block.
-        tile: pixel vectors, or rows of the map, per register tile.
-        chunk: pixel vectors that all row blocks sweep before the next chunk (pixels only).
+        tile: pixel vectors, or rows of the map, per register tile; pixels along a side of a Winograd tile.
+        chunk: pixel vectors, or Winograd tiles, that all row blocks sweep before the next chunk.
         grouped: whether filters with equal column lists were brought side by side.
     """
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from blockpunch.compiler.forms.base import Form
 from blockpunch.compiler.forms.filters import Filters
 from blockpunch.compiler.forms.pixels import Pixels
+from blockpunch.compiler.forms.winograd import Winograd
 
-FORMS: dict[str, Form] = {form.name: form for form in (Pixels(), Filters())}
+FORMS: dict[str, Form] = {form.name: form for form in (Pixels(), Filters(), Winograd())}
 
 __all__ = ["FORMS", "Form"]

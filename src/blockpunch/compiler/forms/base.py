@@ -87,12 +87,14 @@ class Emitted:
         helpers: C functions by name.
         stored: weights stored, zeros that fill blocks included.
         weight_bytes: bytes of weights and indices.
+        thread_floats: memory that each thread needs for itself.
     """
 
     parts: list[tuple[int, str]]
     helpers: dict[str, str]
     stored: int
     weight_bytes: int
+    thread_floats: int = 0
 
 
 class Form(ABC):

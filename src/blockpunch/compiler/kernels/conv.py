@@ -41,7 +41,8 @@ class Conv(Kernel):
         emitted = FORMS[chosen.choice.form].emit(layer, chosen, ctx)
         return Step(info=_info(layer, chosen, emitted, ctx), units=sum(units for units, _ in emitted.parts),
                     body=in_sequence(emitted.parts), helpers=emitted.helpers,
-                    reads=tuple(ctx.view(n).root for n in (node.inputs[0], *operands(node))), writes=(layer.y.root,))
+                    reads=tuple(ctx.view(n).root for n in (node.inputs[0], *operands(node))), writes=(layer.y.root,),
+                    thread_floats=emitted.thread_floats)
 
 
 def _key(layer: Layer, found: list[Schedule]) -> str:

@@ -1,0 +1,205 @@
+"""Winograd's minimal filtering, F(m x m, 3 x 3): a dense 3x3 convolution of stride 1 with fewer multiplications.
+
+A tile of m x m results is ``A^T [(G g G^T) * (B^T d B)] A`` (Lavin and Gray, "Fast Algorithms for Convolutional Neural
+Networks", CVPR 2016), d being its (m+2) x (m+2) inputs and g the weights, whose side is computed here. The elementwise
+product over all channels is a matrix product for each of the (m+2)^2 positions: 36 multiplications per channel instead
+of 144 for m = 4, 16 instead of 36 for m = 2. Zeros among the weights are weights like any other.
+
+Work is cut into chunks of tiles and parts of filters. For a chunk, the inputs of all channels are transformed once and
+stay with the thread; each part of filters multiplies them with its weights and transforms the results back. Channels
+and filters lie along the vectors, so a map of any size wastes nothing. A tile at the right or lower edge of the map
+is moved inwards and leaves alone the pixels that its neighbour writes, so that nothing outside is read or written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from blockpunch.compiler.forms.base import (
+    BROADCAST_CYCLES,
+    FMA_LATENCY,
+    FMA_PER_CYCLE,
+    TILE_CYCLES,
+    Emitted,
+    Form,
+    Layer,
+    Schedule,
+    stream_bytes,
+)
+from blockpunch.compiler.kernels.base import (
+    Context,
+    biases,
+    call,
+    epilogue_code,
+    epilogue_name,
+    operands,
+    render,
+    strides_of,
+)
+from blockpunch.compiler.packing import Floats, Ints
+from blockpunch.compiler.program import Choice
+from blockpunch.target import Target
+
+_WEIGHTS = {  # G; the points are 0, 1, -1, infinity and 0, 1, -1, 2, -2, infinity: the templates have B^T and A^T
+    2: np.array([[1, 0, 0], [1 / 2, 1 / 2, 1 / 2], [1 / 2, -1 / 2, 1 / 2], [0, 0, 1]]),
+    4: np.array([[1 / 4, 0, 0], [-1 / 6, -1 / 6, -1 / 6], [-1 / 6, 1 / 6, -1 / 6], [1 / 24, 1 / 12, 1 / 6],
+                 [1 / 24, -1 / 12, 1 / 6], [0, 0, 1]]),
+}
+_PARTS = (2, 4)  # vectors of filters
+_INPUT_CYCLES, _OUTPUT_CYCLES = {2: 90.0, 4: 200.0}, {2: 70.0, 4: 160.0}  # to transform a tile of one vector
+
+
+class Winograd(Form):
+    """One matrix product per position of the transformed tiles."""
+
+    name = "winograd"
+    tile_unit = "pixels square, Winograd"
+
+    def schedules(self, layer: Layer) -> list[Schedule]:
+        """Tiles of 2x2 and 4x4 results, with chunks that stay in the second-level cache and ever larger ones."""
+        if not _is_plain_3x3(layer):
+            return []
+        found = []
+        order = np.arange(len(layer.weights))
+        for m in (4, 2):
+            if min(layer.rows, layer.width) < m:
+                continue
+            tiles = len(_tiles(layer, m))
+            for parts, chunk in product(_parts(layer), _chunks(layer, m, tiles)):
+                choice = Choice(self.name, parts * layer.target.vector_floats, m, chunk, grouped=False)
+                found.append(Schedule(choice, order, _cycles(layer, m, parts, chunk, tiles)))
+        return found
+
+    def emit(self, layer: Layer, schedule: Schedule, ctx: Context) -> Emitted:
+        """Transform the weights, and write the products of every group size that the chunks are cut into."""
+        choice, vl = schedule.choice, layer.target.vector_floats
+        m, parts = choice.tile, choice.height // vl
+        panel, bias = _pack(layer, m, choice.height, ctx)
+        tiles = _tiles(layer, m)
+        fields = _fields(layer, tiles, choice, ctx) | {
+            "u": ctx.table("float", panel), "bias": ctx.table("float", bias), "parts": len(panel)}
+        most, epilogue = _group(layer.target, parts), layer.node.epilogue
+        sizes = sorted({size for length in (choice.chunk, len(tiles) % choice.chunk)
+                        for size in _groups(length, most)})
+        base = f"winograd{m}_{parts}"
+        masked = layer.y.plane is not None and layer.y.plane.zero_margin
+        shared: dict[str, Any] = {"m": m, "parts": parts, "vl": vl, "loads": len(operands(layer.node))}
+        transform, result = f"winograd{m}_input", f"{base}_output{epilogue_name(epilogue)}"
+        name = f"{base}{epilogue_name(epilogue)}{'_margin' if masked else ''}_{'_'.join(map(str, sizes))}"
+        products = {size: f"winograd_product_{parts}x{size}" for size in sizes}
+        helpers = {"winograd_layer": render("winograd_layer.c.j2", vl=vl)}
+        texts: list[tuple[str, str, dict[str, Any]]] = [
+            ("input", transform, {}), ("output", result, {"epilogue": _epilogue(layer, m)}),
+            *(("product", products[size], {"tiles": size}) for size in sizes),
+            ("layer", name, {"input": transform, "output": result, "products": list(products.items()),
+                             "masked": masked, "tiles": most})]
+        for what, function, more in texts:
+            helpers[function] = render("winograd.c.j2", what=what, name=function, **shared, **more)
+        views = [layer.x, layer.y, *(ctx.view(other) for other in operands(layer.node))]
+        units = len(panel) * -(-len(tiles) // choice.chunk)
+        floats = (m + 2) ** 2 * (fields["v_step"] + fields["m_step"])
+        return Emitted([(units, call(name, "winograd_layer", fields, views, ctx))], helpers, panel.size, panel.nbytes,
+                       floats)
+
+
+def _is_plain_3x3(layer: Layer) -> bool:
+    taps = layer.node.attrs["taps"]
+    _, y, x = taps[0]
+    return tuple(taps) == tuple((0, y + i, x + j) for i in range(3) for j in range(3))
+
+
+def _tiles(layer: Layer, m: int) -> Ints:
+    """For each tile: image, distance of its first pixel in the plane, rows and columns that its neighbours write."""
+    wanted = product(range(layer.y.shape[0]), range(0, layer.rows, m), range(0, layer.width, m))
+    found = []
+    for image, y, x in wanted:
+        first_y, first_x = min(y, layer.rows - m), min(x, layer.width - m)
+        found.append((image, first_y * layer.y.strides[2] + first_x, y - first_y, x - first_x))
+    return np.array(found, np.int32)
+
+
+def _parts(layer: Layer) -> list[int]:
+    vectors = -(-len(layer.weights) // layer.target.vector_floats)
+    return [p for p in _PARTS if p <= vectors and _group(layer.target, p) > 1] or [1]
+
+
+def _group(target: Target, parts: int) -> int:
+    """Most tiles at a time: their accumulators, a vector of weights per part and two more are in registers."""
+    return min((target.registers - parts - 2) // parts, 14)
+
+
+def _groups(tiles: int, most: int) -> list[int]:
+    """Group sizes, nearly equal, as the kernel cuts a chunk."""
+    sizes = []
+    for left in range(-(-tiles // most), 0, -1):
+        sizes.append(-(-tiles // left))
+        tiles -= sizes[-1]
+    return sizes
+
+
+def _chunks(layer: Layer, m: int, tiles: int) -> list[int]:
+    """Chunks whose transformed inputs take a half, all and four times the second-level cache, and all tiles."""
+    tile_bytes = 4 * (m + 2) ** 2 * layer.channels
+    counts = {1} | {min(-(-tiles * tile_bytes // int(share * layer.target.l2_bytes)), tiles) for share in (0.5, 1, 4)}
+    return sorted({-(-tiles // count) for count in counts})
+
+
+def _steps(layer: Layer, parts: int, chunk: int) -> tuple[int, int]:
+    """Floats from one position to the next, inputs and results: an odd number of vectors, for all sets of the cache."""
+    vl = layer.target.vector_floats
+    return (-(-layer.channels // vl) * chunk | 1) * vl, (parts * chunk | 1) * vl
+
+
+def _pack(layer: Layer, m: int, height: int, ctx: Context) -> tuple[Floats, Floats]:
+    """([parts, positions, channels, height] transformed weights, biases and as many zeros as a part has filters)."""
+    filters, channels = len(layer.weights), layer.channels
+    rows = np.minimum(np.arange(-(-filters // height) * height), filters - 1)  # the last part repeats the last filter
+    both = np.kron(_WEIGHTS[m], _WEIGHTS[m])
+    panel = np.empty((len(rows) // height, len(both), channels, height), np.float32)
+    for part, picked in zip(panel, rows.reshape(-1, height), strict=True):
+        taps = layer.weights[picked].reshape(height, channels, 9).transpose(2, 1, 0)
+        part[...] = (both @ taps.reshape(9, -1).astype(np.float64)).reshape(part.shape)
+    return panel, np.concatenate([biases(layer.node, ctx, filters)[rows], np.zeros(height, np.float32)])
+
+
+def _fields(layer: Layer, tiles: Ints, choice: Choice, ctx: Context) -> dict[str, Any]:
+    """Fields of the layer's struct, apart from its weights."""
+    x, y = layer.x, layer.y
+    assert y.plane
+    _, dy, dx = layer.node.attrs["taps"][0]
+    v_step, m_step = _steps(layer, choice.height // layer.target.vector_floats, choice.chunk)
+    residuals = [ctx.view(name) for name in operands(layer.node)]
+    return {
+        "tile": ctx.table("int32_t", tiles), "own": "THREAD_SCRATCH", "tiles": len(tiles), "chunk": choice.chunk,
+        "tap": dy * x.strides[2] + dx, "channels": layer.channels, "filters": len(layer.weights), "images": y.shape[0],
+        "height": layer.rows, "width": layer.width, "v_step": v_step, "m_step": m_step, "row": y.strides[2],
+        "in_image": x.strides[0], "in_plane": x.strides[1], "out_image": y.strides[0], "out_plane": y.strides[1],
+        "head": y.plane.origin, "tail": y.plane.stride - y.plane.origin - layer.rows * y.plane.row,
+    } | strides_of(residuals, res_image=0, res_plane=1)
+
+
+def _epilogue(layer: Layer, m: int) -> Callable[[int, int], list[str]]:
+    """Epilogue statements for the quads of every fourth filter from ``z`` on, in row ``i`` of the tile."""
+    load = "v_load_quads(r{k} + {i} * row, res_at{k} + {z})" if m == 4 else "v_load_squares(r{k}, row, res_at{k} + {z})"
+    count = range(len(operands(layer.node)))
+    return lambda i, z: epilogue_code(layer.node.epilogue, "v_", [load.format(k=k, i=i, z=z) for k in count])
+
+
+def _cycles(layer: Layer, m: int, parts: int, chunk: int, tiles: int) -> float:
+    vl, positions, channels = layer.target.vector_floats, (m + 2) ** 2, layer.channels
+    height = parts * vl
+    blocks, vectors = -(-len(layer.weights) // height), -(-channels // vl)
+    chunks = -(-tiles // chunk)
+    weight_bytes = 4.0 * positions * blocks * height * channels
+    own_bytes = 4.0 * positions * chunk * (vectors * vl + height)
+    total = chunks * weight_bytes / stream_bytes(weight_bytes + own_bytes, layer.target)
+    total += tiles * (vectors * _INPUT_CYCLES[m] + blocks * parts * _OUTPUT_CYCLES[m])
+    for length, times in ((chunk, tiles // chunk), (tiles % chunk, 1)):
+        for size in _groups(length, _group(layer.target, parts)):
+            per_channel = max(parts * size / FMA_PER_CYCLE, FMA_LATENCY, (parts + size) * BROADCAST_CYCLES)
+            total += times * positions * blocks * (channels * per_channel + TILE_CYCLES + parts * size)
+    return total
