@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from blockpunch.pruning.counts import LayerCount, PruneReport
+    from blockpunch.pruning.gradual import Gradual
     from blockpunch.pruning.onnx_prune import onnx_layers, prune_onnx
     from blockpunch.pruning.reweighted import Reweighted
     from blockpunch.pruning.torch_prune import Pruner, module_layers
 
-__all__ = ["LayerCount", "PruneReport", "Pruner", "Reweighted", "module_layers", "onnx_layers", "prune_onnx"]
+__all__ = ["Gradual", "LayerCount", "PruneReport", "Pruner", "Reweighted", "module_layers", "onnx_layers", "prune_onnx"]
 
-_HOME = {"LayerCount": "counts", "PruneReport": "counts", "Pruner": "torch_prune", "Reweighted": "reweighted",
-         "module_layers": "torch_prune", "onnx_layers": "onnx_prune", "prune_onnx": "onnx_prune"}
+_HOME = {"Gradual": "gradual", "LayerCount": "counts", "PruneReport": "counts", "Pruner": "torch_prune",
+         "Reweighted": "reweighted", "module_layers": "torch_prune", "onnx_layers": "onnx_prune",
+         "prune_onnx": "onnx_prune"}
 
 
 def __getattr__(name: str) -> Any:

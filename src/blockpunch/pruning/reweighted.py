@@ -52,6 +52,7 @@ class Reweighted:
         strength: of the penalty, in units of the loss for the whole network.
         cost: layer name -> what the dense layer costs, in MACs or measured milliseconds; None: the weights count.
         checks: times, evenly spread, at which the penalty is reweighted and its strength steered.
+        reweight: False gives fixed regularisation, which charges all groups of a layer alike (to compare with).
         epsilon: keeps a vanishing group's charge finite; relative to the mean square of the layer.
         gone: groups whose mean square is below this share of the layer's (at the start) count as zero.
         max_rate: largest rate of a single layer, with ``target_rate`` or ``strength``.
@@ -62,6 +63,7 @@ class Reweighted:
     strength: float | None = None
     cost: Mapping[str, float] | None = None
     checks: int = 40
+    reweight: bool = True
     epsilon: float = 0.01
     gone: float = 0.01
     max_rate: float = 50.0
@@ -178,7 +180,9 @@ class ReweightedSchedule:
         """The coefficient of each weight's square, from the groups as they are now and the strength."""
         self.coefficients = []
         for group, weight, strength in zip(self.groups, weights, self.strengths, strict=True):
-            own = np.minimum(strength * group.coefficients(weight, self.settings.epsilon), LARGEST)
+            own = (group.coefficients(weight, self.settings.epsilon) if self.settings.reweight
+                   else np.full(weight.shape, group.cost / group.reference))
+            own = np.minimum(strength * own, LARGEST)
             self.coefficients.append(torch.from_numpy(own.astype(np.float32)))
 
     def _steer(self, sizes: Sequence[Floats]) -> None:

@@ -282,7 +282,7 @@ class Pruner:
         parameters = dict(self.model.named_parameters(remove_duplicate=False))
         fits = all(name in parameters and parameters[name].shape == mask.shape for name, mask in masks.items())
         present = masks.keys() & {f"{layer.name}.weight" for layer in self.layers}
-        if not fits or (present != weights if self._schedule is None else present not in (set(), weights)):
+        if not fits or (present != weights and (present or self._schedule is None)):
             raise TrainingError("the saved masks are of another model or plan", fix="use the plan they were made with")
         method = {name.removeprefix("method."): tensor for name, tensor in state.items() if name.startswith("method.")}
         if self._schedule is not None:
