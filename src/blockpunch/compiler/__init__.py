@@ -1,7 +1,7 @@
 """The compiler: from a graph to C for one core, reading the zeros that are in the weights.
 
-legalise (strides into phases) -> merge (sums of convolutions) -> kernels (who computes what) -> layout (planes, views) -> lower (packing, schedule, C)
--> memory plan -> emit. Nothing here needs a plan or masks: any model with zeros will do.
+legalise (strides into phases) -> merge (sums of convolutions) -> kernels (who computes what) -> layout (planes, views)
+-> lower (packing, schedule, C) -> memory plan -> emit. Nothing here needs a plan or masks: any model with zeros will do.
 """
 
 from __future__ import annotations
