@@ -1,0 +1,117 @@
+"""What layer-wise pruning knows of a layer: second moments of its inputs, gathered over a few hundred images.
+
+With ``X`` the inputs of a layer as columns (one per output position, the receptive field of it) and ``W`` its weight,
+the squared error of the layer's output is a quadratic in ``W`` with Hessian ``2 X X^T``, which all filters share.
+Everything is centred: the mean of an output goes into the bias or the batch-norm behind the layer, so that it costs
+nothing (``centred=False`` for layers that have neither).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+POSITIONS = 100
+"""Output positions per image that are looked at, chosen at random: neighbours say nearly the same."""
+
+
+def is_plain(layer: nn.Module) -> bool:
+    """Whether :func:`input_columns` can tell what the filters of ``layer`` are multiplied with."""
+    if isinstance(layer, nn.Linear):
+        return True
+    return isinstance(layer, nn.Conv2d) and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+
+
+def input_columns(layer: nn.Module, x: torch.Tensor, generator: torch.Generator,
+                  positions: int = POSITIONS) -> torch.Tensor:
+    """What the filters of a layer are multiplied with: ``[conv groups, columns, samples]``.
+
+    Args:
+        layer: ``Linear``, or ``Conv2d`` padded with zeros.
+        x: its input.
+        generator: chooses the output positions, the same in all images of the batch.
+        positions: most output positions per image.
+    """
+    if isinstance(layer, nn.Linear):
+        return x.reshape(1, -1, x.shape[-1]).transpose(1, 2)
+    assert isinstance(layer, nn.Conv2d)
+    (top, left), (step_y, step_x), (gap_y, gap_x) = layer.padding, layer.stride, layer.dilation
+    height, width = layer.kernel_size
+    x = nn.functional.pad(x, (left, left, top, top)) if top or left else x
+    rows = (x.shape[2] - gap_y * (height - 1) - 1) // step_y + 1
+    across = (x.shape[3] - gap_x * (width - 1) - 1) // step_x + 1
+    chosen = torch.randperm(rows * across, generator=generator)[:positions]
+    y = (chosen // across * step_y)[:, None, None] + gap_y * torch.arange(height)[:, None]
+    z = (chosen % across * step_x)[:, None, None] + gap_x * torch.arange(width)
+    patches = x[:, :, y, z]  # [images, channels, positions, height, width]
+    samples = patches.permute(1, 3, 4, 0, 2).flatten(3)
+    return samples.reshape(layer.groups, -1, samples.shape[3])
+
+
+class Moments:
+    """Sums over samples ``x`` (inputs in the pruned network) and ``d`` (in the dense one) of one layer.
+
+    Args:
+        weight: the dense weight as ``[conv groups, filters, columns]``.
+        centred: leave the means out.
+    """
+
+    def __init__(self, weight: torch.Tensor, *, centred: bool = True) -> None:
+        groups, _, columns = weight.shape
+        self.weight, self.centred, self.count = weight, centred, 0
+        self._shift: torch.Tensor | None = None
+        self._gram = torch.zeros(groups, columns, columns)
+        self._cross: torch.Tensor | None = None
+        self._x, self._d = (torch.zeros(groups, columns, dtype=torch.float64) for _ in range(2))
+        self._y = torch.zeros(weight.shape[:2], dtype=torch.float64)
+        self._energy = torch.zeros(weight.shape[:2], dtype=torch.float64)
+
+    def add(self, x: torch.Tensor, d: torch.Tensor | None = None) -> None:
+        """Take in samples ``[conv groups, columns, samples]``; without ``d`` the dense network feeds the same."""
+        if self._shift is None:  # near the mean, so that the sums lose no digits
+            self._shift = x.mean(dim=2, keepdim=True) if self.centred else torch.zeros_like(x[:, :, :1])
+        same = d is None
+        x = x - self._shift
+        d = x if d is None else d - self._shift
+        wanted = self.weight @ d
+        self._gram.baddbmm_(x, x.transpose(1, 2))
+        if not same:
+            cross = wanted @ x.transpose(1, 2)
+            self._cross = cross if self._cross is None else self._cross.add_(cross)
+        self._x += x.sum(dim=2)
+        self._d += d.sum(dim=2)
+        self._y += wanted.sum(dim=2)
+        self._energy += wanted.square().sum(dim=2, dtype=torch.float64)
+        self.count += x.shape[2]
+
+    @property
+    def gram(self) -> torch.Tensor:
+        """Mean of ``x x^T``: ``[conv groups, columns, columns]``."""
+        gram = self._gram / self.count
+        if self.centred:
+            mean = (self._x / self.count).float()
+            gram -= mean[:, :, None] * mean[:, None, :]
+        return gram
+
+    @property
+    def target(self) -> torch.Tensor:
+        """Mean of ``(W d) x^T``: ``[conv groups, filters, columns]``."""
+        if self._cross is None:
+            return self.weight @ self.gram
+        target = self._cross / self.count
+        if self.centred:
+            target -= (self._y / self.count)[:, :, None].float() * (self._x / self.count)[:, None, :].float()
+        return target
+
+    @property
+    def energy(self) -> torch.Tensor:
+        """Mean square of the dense output (its variance where centred): ``[conv groups, filters]``."""
+        energy = self._energy / self.count
+        return energy - (self._y / self.count).square() if self.centred else energy
+
+    def mean_shift(self, weight: torch.Tensor) -> torch.Tensor:
+        """What the new ``weight`` lacks in the mean of the output: ``[conv groups, filters]``, to be added to a bias."""
+        assert self._shift is not None
+        shift = self._shift[:, :, 0].double()
+        old = torch.einsum("gfc,gc->gf", self.weight.double(), shift + self._d / self.count)
+        return old - torch.einsum("gfc,gc->gf", weight.double(), shift + self._x / self.count)

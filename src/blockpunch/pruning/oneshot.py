@@ -1,0 +1,177 @@
+"""One-shot pruning without training or labels: second-order, layer after layer, from a few hundred photos.
+
+Each layer is pruned for the inputs that the pruned network before it produces, towards what the dense network puts out
+there, so that it makes up for the layers before it as well. The mean of its output goes into its bias or into the
+batch-norm behind it, whose statistics follow. See :mod:`blockpunch.pruning.obs` for one layer.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from blockpunch.errors import DataError
+from blockpunch.plan import Layer, Plan
+from blockpunch.pruning.counts import LayerCount, PruneReport
+from blockpunch.pruning.hessian import Moments, input_columns, is_plain
+from blockpunch.pruning.lockstep import stops
+from blockpunch.pruning.norms import norms_behind
+from blockpunch.pruning.objectives import images_of
+from blockpunch.pruning.obs import LayerPruner
+from blockpunch.pruning.torch_prune import module_layers
+
+Progress = Callable[[int, int, str], None]
+"""Called with (layers done, layers in all, name of the layer)."""
+ENOUGH = 4
+"""Samples per column that a layer needs to be refitted where the plan keeps it dense."""
+
+
+@dataclass(frozen=True)
+class OneShot:
+    """What :func:`prune_oneshot_` did.
+
+    Args:
+        report: weights and kept weights of each layer.
+        errors: relative squared error of each changed layer's output, against the dense network's.
+        masks: layer -> mask of its weight (True stays), of the pruned layers.
+        skipped: layers that the plan prunes and that were left dense -> why.
+    """
+
+    report: PruneReport
+    errors: dict[str, float] = field(default_factory=dict)
+    masks: dict[str, torch.Tensor] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+
+def prune_oneshot_(model: nn.Module, plan: Plan, batches: Iterable[Any], *, seed: int = 0,
+                   progress: Progress | None = None) -> OneShot:
+    """Prune ``model`` in place by ``plan``, every weight that stays made to fit.
+
+    Args:
+        model: dense; it keeps its mode.
+        plan: of this model: every layer of :func:`module_layers` is in it.
+        batches: a few hundred unlabelled images as the model takes them, in batches (or sequences that begin with
+            images). All are held in memory at once, with the activations of the layer that is worked on.
+        seed: of the choice of output positions.
+        progress: called after each layer.
+
+    Raises:
+        DataError: no images, or images that the model cannot take or that are not finite.
+        ModelError: a weight is not finite, or the order of the layers depends on the images.
+        PlanError: the plan is for another model.
+    """
+    layers = module_layers(model)
+    plan.check(layers)
+    images = [images_of(batch) for batch in batches]
+    dense = copy.deepcopy(model).eval()
+    calls, norms = _look(model, images, layers)
+    skipped = {layer.name: reason for layer in layers if plan.layers[layer.name].prunes
+               and (reason := _unfit(dense.get_submodule(layer.name), calls[layer.name]))}
+    work = _Work(model, dense, plan, norms, torch.Generator().manual_seed(seed))
+    names = [layer.name for layer in layers if calls[layer.name] == 1 and layer.name not in skipped
+             and is_plain(dense.get_submodule(layer.name))]
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with stops([dense, model], images, names) as stopped:
+            for done, (name, inputs) in enumerate(stopped, start=1):
+                work.layer(name, inputs)
+                if progress is not None:
+                    progress(done, len(names), name)
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+    counts = [LayerCount(layer.name, str(entry.scheme), entry.rate, layer.weights,
+                         int(torch.count_nonzero(model.get_submodule(layer.name).weight.detach())))
+              for layer in layers for entry in [plan.layers[layer.name]]]
+    return OneShot(PruneReport(counts), work.errors, work.masks, skipped)
+
+
+@dataclass
+class _Work:
+    """Prunes or refits one layer after the other."""
+
+    model: nn.Module
+    dense: nn.Module
+    plan: Plan
+    norms: Mapping[str, list[nn.Module]]
+    generator: torch.Generator
+    errors: dict[str, float] = field(default_factory=dict)
+    masks: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def layer(self, name: str, inputs: list[tuple[torch.Tensor, ...]]) -> None:
+        """Work on layer ``name``, given what (dense network, pruned network) feed it for each batch."""
+        layer, entry = self.model.get_submodule(name), self.plan.layers[name]
+        assert isinstance(layer, nn.Conv2d | nn.Linear)
+        if not entry.prunes and not self.errors:
+            return  # nothing before it has changed
+        norms = self.norms.get(name, [])
+        centred = layer.bias is not None or bool(norms)
+        groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
+        weight = layer.weight.detach().float().clone().reshape(groups, layer.weight.shape[0] // groups, -1)
+        moments = Moments(weight, centred=centred)
+        for wanted, x in inputs:
+            state = self.generator.get_state()
+            columns = input_columns(layer, x.float(), self.generator)
+            self.generator.set_state(state)
+            moments.add(columns, input_columns(layer, wanted.float(), self.generator) if self.errors else None)
+        if not entry.prunes and moments.count < ENOUGH * weight.shape[2]:
+            return
+        pruner = LayerPruner(moments, tuple(layer.weight.shape), groups)
+        solution = pruner.prune(entry.scheme, entry.rate) if entry.prunes else pruner.refit()
+        self.errors[name] = solution.error
+        if entry.prunes:
+            self.masks[name] = solution.mask
+        with torch.no_grad():
+            layer.weight.copy_(solution.weight)
+            self._settle(layer, norms, moments, solution.weight.reshape(weight.shape))
+
+    def _settle(self, layer: nn.Conv2d | nn.Linear, norms: list[nn.Module], moments: Moments,
+                weight: torch.Tensor) -> None:
+        """Let the bias, or the statistics of the batch-norms behind the layer, follow its new weight."""
+        if not moments.centred:
+            return
+        shift = moments.mean_shift(weight).flatten()
+        if layer.bias is not None:
+            layer.bias.add_(shift)
+            return
+        for norm in norms:
+            norm.running_mean.sub_(shift)
+
+
+def _look(model: nn.Module, images: list[Any], layers: list[Layer]) -> tuple[Counter[str], dict[str, list[nn.Module]]]:
+    """How often the model calls each layer, and the batch-norms behind them; proves that the images fit.
+
+    Raises:
+        DataError: no images, or the model cannot take them.
+    """
+    if not images:
+        raise DataError("no images to prune on", fix="give a few hundred; labels are not needed")
+    if not all(bool(torch.isfinite(batch).all()) for batch in images if isinstance(batch, torch.Tensor)):
+        raise DataError("the images hold NaN or infinite values", fix="check how they are normalised")
+    calls: Counter[str] = Counter()
+    hooks = [model.get_submodule(layer.name).register_forward_pre_hook(
+        lambda _, __, name=layer.name: calls.update([name])) for layer in layers]
+    try:
+        first = images[0][:1]
+        norms = norms_behind(model, first)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise DataError(f"the model cannot take these images: {error}",
+                        fix="give batches as the model takes them, normalised, [N, C, H, W]") from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return calls, norms
+
+
+def _unfit(layer: nn.Module, calls: int) -> str:
+    """Why a layer cannot be pruned this way, or ''."""
+    if calls != 1:
+        return "it does not run" if calls == 0 else f"it runs {calls} times for an image"
+    return "" if is_plain(layer) else "its padding is not plain zeros"
