@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset  # noqa: E402
 
 from blockpunch.errors import OutputError, TrainingError  # noqa: E402
 from blockpunch.plan import Plan  # noqa: E402
-from blockpunch.pruning import Pruner, module_layers  # noqa: E402
+from blockpunch.pruning import Gradual, Pruner, Reweighted, module_layers  # noqa: E402
 from blockpunch.pruning.recover import Recipe, distill, fine_tune  # noqa: E402
 
 
@@ -54,9 +54,9 @@ class Loader:
             yield self.images[index] + 0.1 * torch.randn(len(index), 3, 10, 10), self.labels[index]
 
 
-def pruned(model=None, rate=3):
+def pruned(model=None, rate=3, method=None):
     model = model or network()
-    return Pruner(model, Plan.uniform(module_layers(model), "block-punched:4x4", rate))
+    return Pruner(model, Plan.uniform(module_layers(model), "block-punched:4x4", rate), method=method)
 
 
 def accuracy(model):
@@ -131,7 +131,7 @@ def same(a, b):
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-@pytest.mark.parametrize("stop_at", [1, 16, 23, 47])
+@pytest.mark.parametrize("stop_at", [1, 16, 17, 23, 47])
 def test_an_interrupted_run_ends_with_the_same_bits(tmp_path, optimizer, stop_at):
     whole = pruned()
     fine_tune(whole, Loader(), **settings(None, optimizer))
@@ -151,31 +151,55 @@ def test_an_interrupted_run_ends_with_the_same_bits(tmp_path, optimizer, stop_at
     assert same(final_bits(whole.model), final_bits(finished.model)), "a finished run is only read back"
 
 
+@pytest.mark.parametrize("method", [Reweighted(20, target_rate=2, checks=5), Gradual(20, checks=4)])
+@pytest.mark.parametrize("stop_at", [11, 30])
+def test_a_method_goes_on_where_it_was_interrupted(tmp_path, method, stop_at):
+    whole = pruned(method=method)
+    fine_tune(whole, Loader(), **settings(None))
+    assert whole.pruned and whole.finalize_().rate > 1.9
+
+    def interrupt(status):
+        if status.step == stop_at:
+            raise KeyboardInterrupt
+    path = tmp_path / "run.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        fine_tune(pruned(method=method), Loader(), progress=interrupt, **settings(path))
+    with pytest.raises(TrainingError, match="another run: method differ"):
+        fine_tune(pruned(), Loader(), **settings(path))
+    again = pruned(method=method)
+    assert fine_tune(again, Loader(), **settings(path)).resumed
+    assert same(final_bits(whole.model), final_bits(again.model))
+
+
 SCRIPT = """
 import sys
 sys.path.insert(0, sys.argv[1])
 import torch
 torch.set_num_threads(1)
-from test_recover import Loader, fine_tune, pruned, settings
-pruner = pruned()
+from test_recover import Loader, fine_tune, pruned, reweighted, settings
+pruner = pruned(method=reweighted())
 fine_tune(pruner, Loader(), progress=lambda status: print(status.step, flush=True), **settings(sys.argv[2]))
 """
 
 
+def reweighted():
+    return Reweighted(25, target_rate=2, checks=10)
+
+
 def test_a_killed_process_ends_with_the_same_bits(tmp_path):
-    whole = pruned()
+    whole = pruned(method=reweighted())
     fine_tune(whole, Loader(), **settings(None))
     path = tmp_path / "run.safetensors"
     process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(Path(__file__).parent), str(path)], text=True,
                                stdout=subprocess.PIPE)
     for line in process.stdout:
-        if int(line) >= 18:
+        if int(line) >= 15 + os.getpid() % 20:  # a moment that nobody chose, before or after the pruning
             break
-    time.sleep(0.01 * (os.getpid() % 10))  # a moment that nobody chose
+    time.sleep(0.001 * (os.getpid() % 10))
     process.send_signal(signal.SIGKILL)
     process.wait()
     process.stdout.close()
-    again = pruned()
+    again = pruned(method=reweighted())
     result = fine_tune(again, Loader(), **settings(path))
     assert result.resumed and same(final_bits(whole.model), final_bits(again.model))
 
@@ -203,12 +227,60 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_
         calls.append(1)
         return outputs.sum() * float("nan") if len(calls) == 20 else nn.functional.cross_entropy(outputs, labels)
     pruner = pruned()
-    with pytest.raises(TrainingError, match=r"not finite at step 20 of 48; the last good checkpoint"):
+    with pytest.raises(TrainingError, match=r"loss function: .*not finite at step 20 of 48; the last good checkpoint"):
         fine_tune(pruner, Loader(), loss=loss, **settings(path))
     assert all(parameter.isfinite().all() for parameter in pruner.model.parameters())
     again = pruned()
     assert fine_tune(again, Loader(), **settings(path)).steps == 48
     assert all(parameter.isfinite().all() for parameter in again.model.parameters())
+
+
+@pytest.mark.parametrize("place", ["weights", "output", "input", "gradient"])
+def test_what_is_not_finite_is_named(place):
+    class Broken(nn.Module):
+        def forward(self, x):
+            return x * float("inf") if place == "output" else torch.sqrt(x * 0) + x if place == "gradient" else x
+
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), Broken(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4))
+    images, labels = data(32)
+    if place == "input":
+        images[3, 0, 0, 0] = float("nan")
+    pruner = Pruner(model, Plan.per_layer(module_layers(model), {}))
+    if place == "weights":
+        model[0].weight.data[0] = float("inf")
+    named = {"weights": "weights of layer '0'", "output": "output of layer '1'", "input": "input of layer '0'",
+             "gradient": "gradient of layer '0'"}[place]
+    with pytest.raises(TrainingError, match=f"^{named}: the loss or its gradient is not finite at step 1 of 2"):
+        fine_tune(pruner, [(images, labels), (images, labels)], recipe=Recipe(epochs=1))
+
+
+def test_batches_that_do_not_fit_are_told_with_their_shapes():
+    images, labels = data(16)
+    with pytest.raises(TrainingError, match="label 4 is out of range: the model has 4 classes"):
+        fine_tune(pruned(), [(images, labels + 1)])
+    with pytest.raises(TrainingError, match="label -1 is out of range"):
+        fine_tune(pruned(), [(images, labels - 1)], teacher=network())
+    with pytest.raises(TrainingError, match=r"step 1: .*not take the batch \(\[16, 2, 10, 10\] float32, \[16\] int64"):
+        fine_tune(pruned(), [(images[:, :2], labels)])
+    with pytest.raises(TrainingError, match=r"step 1: .*does not take the batch \(\[16, 3, 10, 10\] float32, \[15\]"):
+        fine_tune(pruned(), [(images, labels[1:])])
+    with pytest.raises(TrainingError, match="epoch 1: the loader gave no batch"):
+        fine_tune(pruned(), Once(0))
+    with pytest.raises(TrainingError, match="epoch 2: the loader gave no batch"):
+        fine_tune(pruned(), Once(1))
+
+
+class Once:
+    """Claims one batch per epoch but gives them only once, as an iterator in disguise does."""
+
+    def __init__(self, count):
+        self.batches = iter([data(16)] * count)
+
+    def __len__(self):
+        return 1
+
+    def __iter__(self):
+        return self.batches
 
 
 def test_a_time_budget_ends_the_run():

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from blockpunch.errors import TrainingError
+from blockpunch.pruning.diagnosis import check_labels
 
 Loss = Callable[[Any, Any], torch.Tensor]
 """(outputs of the model, labels) -> scalar."""
@@ -40,6 +41,7 @@ class Labels:
         if not isinstance(batch, tuple | list) or len(batch) < 2:
             raise TrainingError("a batch without labels", fix="let the loader give (images, labels), or use distill()")
         outputs = model(batch[0])
+        check_labels(outputs, batch[1])
         return self.loss(outputs.float() if isinstance(outputs, torch.Tensor) else outputs, batch[1])
 
 
@@ -73,6 +75,7 @@ class Distillation:
         loss = torch.stack([output_loss(output, target, self.temperature) for output, target
                             in zip(tensors(outputs), tensors(targets), strict=True)]).sum()
         if self.labels is not None:
+            check_labels(outputs, batch[1])
             loss = self.weight * loss + (1 - self.weight) * self.labels(outputs.float(), batch[1])
         for name in self.features:
             loss = loss + self.feature_weight / len(self.features) * relative_error(mine[name], wanted[name])

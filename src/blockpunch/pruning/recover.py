@@ -23,6 +23,7 @@ from torch import nn
 
 from blockpunch.errors import TrainingError
 from blockpunch.pruning import checkpoint as files
+from blockpunch.pruning.diagnosis import first_not_finite, refused
 from blockpunch.pruning.objectives import Distillation, Labels, Loss, Objective
 from blockpunch.pruning.recipe import Recipe
 from blockpunch.pruning.torch_prune import Pruner
@@ -63,7 +64,7 @@ def fine_tune(pruner: Pruner, loader: Iterable[Any], *, recipe: Recipe | None = 
     """Train with labels while the masks hold.
 
     Args:
-        pruner: its masks are applied first.
+        pruner: its masks are applied first; a method that it has is at work from the first step.
         loader: sized, gives batches ``(images, labels)``, and is gone through once per epoch.
         recipe: optimizer, schedule and budget.
         loss: of (outputs, labels); cross-entropy where none is given.
@@ -162,6 +163,9 @@ class _Run:
                 break
             if time.monotonic() - self.saved > self.between and self.batch < self.length:
                 self._save()
+        if self.batch == 0:
+            raise TrainingError("the loader gave no batch", where=f"epoch {self.epoch + 1}",
+                                fix="give a loader that can be gone through once per epoch, not an iterator")
         self.result.losses.append(self.total / max(self.batch, 1))
         self.epoch, self.batch, self.total = self.epoch + 1, 0, 0.0
         if self.validate is not None:
@@ -180,10 +184,12 @@ class _Run:
             self.loader.set_epoch(self.epoch)
         batches = iter(self.loader)
         for _ in range(self.batch):
-            next(batches)
-        if self.resume_random is not None:
+            if next(batches, None) is None:
+                raise TrainingError("the loader gives fewer batches than when the checkpoint was written",
+                                    where=f"epoch {self.epoch + 1}", fix="give it the same data and batch size")
+        if self.resume_random is not None and self.batch > 0:  # an epoch that begins draws from its own seed
             files.restore_random(*self.resume_random)
-            self.resume_random = None
+        self.resume_random = None
         yield from batches
 
     def _train(self, batch: Any) -> float:
@@ -191,22 +197,38 @@ class _Run:
         batch = _prepared(batch, self.parameters[0].device, self.recipe.channels_last)
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.rate(self.step, self._done())
-        with torch.autocast(self.parameters[0].device.type, torch.bfloat16, enabled=self.recipe.bfloat16):
-            loss = self.objective(self.model, batch)
+        loss = self._loss(batch)
         value = float(loss.detach())
         if math.isfinite(value):
             loss.backward()
-            norm = float(nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip or math.inf))
-            if math.isfinite(norm):
+            if self._clip():
                 if not self.pruner.pruned:  # added after the clipping, which is for the data's gradient
                     self.pruner.penalty().backward()
                 self.optimizer.step()
                 self.optimizer.zero_grad()
                 self.pruner.step()
                 return value
+        where = first_not_finite(self.model, lambda: self._loss(batch))
         kept = f"; the last good checkpoint is {self.path}" if self.path is not None and self.path.exists() else ""
         raise TrainingError(f"the loss or its gradient is not finite at step {self.step + 1} of {self.steps}{kept}",
-                            fix=f"lower the learning rate (now {self.recipe.peak:g}) or turn bfloat16 off")
+                            where=where, fix=f"lower the learning rate (now {self.recipe.peak:g}) or turn bfloat16 off")
+
+    def _clip(self) -> bool:
+        """Limit the gradient's norm; False, with the gradients as they were, where it is not finite."""
+        try:
+            nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip or math.inf, error_if_nonfinite=True)
+        except RuntimeError:
+            return False
+        return True
+
+    def _loss(self, batch: Any) -> torch.Tensor:
+        with torch.autocast(self.parameters[0].device.type, torch.bfloat16, enabled=self.recipe.bfloat16):
+            try:
+                return self.objective(self.model, batch)
+            except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
+                if isinstance(error, torch.OutOfMemoryError):
+                    raise
+                raise refused(batch, self.step + 1, error) from error
 
     def _done(self) -> float:
         done = self.step / self.steps
@@ -254,7 +276,7 @@ class _Run:
     def _fingerprint(self) -> dict[str, Any]:
         """What tells this run from another one."""
         shapes = {name: list(tensor.shape) for name, tensor in self.model.state_dict().items()}
-        digests = {"plan": self.pruner.plan.to_json(), "model": repr(shapes)}
+        digests = {"plan": self.pruner.plan.to_json(), "method": repr(self.pruner.method), "model": repr(shapes)}
         return {**self.recipe.fingerprint(), "batches": self.length, "objective": type(self.objective).__name__,
                 **{name: hashlib.sha256(text.encode()).hexdigest()[:16] for name, text in digests.items()}}
 

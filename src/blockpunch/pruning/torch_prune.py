@@ -97,7 +97,7 @@ class Pruner:
     def __init__(self, model: nn.Module, plan: Plan, *, method: Method | None = None, zero_dead: bool | None = None,
                  example: Any = None) -> None:
         self.model = unwrapped(model)
-        self.plan, self.layers = plan, module_layers(self.model)
+        self.plan, self.method, self.layers = plan, method, module_layers(self.model)
         plan.check(self.layers)
         self._modules = dict(self.model.named_modules())
         self._zero_dead = zero_dead if zero_dead is not None or method is None else True
@@ -204,7 +204,9 @@ class Pruner:
         Its gradient does not depend on the data: clip the gradient of the loss before it is added, or not at all.
         """
         value = None if self._schedule is None else self._schedule.penalty()
-        return value if value is not None else torch.zeros((), device=next(self.model.parameters()).device)
+        if value is not None:
+            return value
+        return torch.zeros((), device=next(self.model.parameters()).device, requires_grad=True)
 
     def apply_(self) -> PruneReport:
         """Zero the removed weights. A method that is still at work comes to its end now."""
