@@ -3,6 +3,7 @@
 #   make test       lint, types, then the fast tests      make demo     EfficientNet-Lite0, pruned and compiled
 #   make test-slow  the slow tests too                    make lint     ruff and mypy alone
 #   make readme     measure the README's table again      make clean    remove .venv, caches and results
+#   make peers      DeepSparse in an environment of its own, for benchmarks/engine.py
 #   make check-networks   every network, pruned every way, against ONNX Runtime (half an hour)
 
 SHELL := /bin/bash
@@ -22,10 +23,10 @@ JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 # A machine-wide choice of BLAS kernels would slow numpy's own products down.
 unexport OPENBLAS_CORETYPE
 
-.PHONY: help setup test test-slow check-networks lint demo readme clean
+.PHONY: help setup test test-slow check-networks lint demo readme peers clean
 
 help:
-	@sed -n '3,6s/^# *//p' Makefile
+	@sed -n '3,7s/^# *//p' Makefile
 
 setup: $(STAMP)
 
@@ -65,6 +66,11 @@ check-networks: $(STAMP)
 
 demo: $(STAMP)
 	@$(PY) examples/efficientnet_lite0.py --output demo
+
+# DeepSparse 1.8.0 wants older packages than ours, and Python 3.8 to 3.11.
+peers: $(STAMP)
+	@test -x .peers/deepsparse/bin/python || $${PYTHON:-python3.11} -m venv .peers/deepsparse
+	@.peers/deepsparse/bin/python -m pip install --quiet --disable-pip-version-check "deepsparse==1.8.0" "numpy<2"
 
 readme: $(STAMP)
 	@$(PY) benchmarks/readme_table.py

@@ -1,0 +1,1 @@
+"""The parts of ``benchmarks/engine.py``: one module per group of tables."""
