@@ -13,7 +13,7 @@ from blockpunch.cli import show
 from blockpunch.cli.guard import kept
 from blockpunch.cli.options import Json, Output, Shape, Threads, Tune, check_output, comma_list, parse_shapes
 from blockpunch.data import PREPROCESS, Preprocess, class_folders, labelled_images, list_images
-from blockpunch.errors import PlanError
+from blockpunch.errors import DataError, PlanError
 from blockpunch.graph import load_graph
 from blockpunch.layers import Layer, prunable_layers
 from blockpunch.measure.quality import Check
@@ -39,7 +39,12 @@ PlanFile = Annotated[Path | None, typer.Option("--plan", show_default=False,
 
 Distill = Annotated[Path | None, typer.Option("--distill", metavar="FOLDER", show_default=False,
                                               help="Photos to recover on; no labels needed.")]
-Minutes = Annotated[float, typer.Option("--minutes", min=0.01, help="Time for the recovery.")]
+Train = Annotated[Path | None, typer.Option("--train", metavar="DATA", show_default=False,
+                                            help="Prune while training: CIFAR batches, class folders, or detection "
+                                                 "data in YOLO's format.")]
+Method = Annotated[str, typer.Option("--method", help="With --train: reweighted (finds each layer's rate itself), "
+                                                      "gradual or one-shot.")]
+Minutes = Annotated[float, typer.Option("--minutes", min=0.01, help="Time for the recovery, or for the training.")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Use at most so many photos.", show_default=False)]
 Recipe = Annotated[str, typer.Option("--preprocess", help=f"How photos become inputs: {', '.join(PREPROCESS)}.")]
 
@@ -68,6 +73,8 @@ def prune(
     save_plan: Annotated[Path | None, typer.Option("--save-plan", show_default=False,
                                                    help="Write the plan that was used, to be edited.")] = None,
     distill: Distill = None,
+    train: Train = None,
+    method: Method = "reweighted",
     minutes: Minutes = 10.0,
     preprocess: Recipe = "imagenet",
     limit: Limit = None,
@@ -76,18 +83,23 @@ def prune(
 ) -> None:
     """Prune an ONNX file: the least important groups of weights become zeros, the graph stays as it is.
 
-    With --distill the pruned network is then trained on photos to answer as the dense one does.
+    With --distill the pruned network is then trained on photos to answer as the dense one does. With --train it is
+    pruned during training on a data set; --rate is then that of all pruned layers together, unless --plan is given.
     """
     from blockpunch.pruning.onnx_prune import onnx_layers, prune_onnx
 
     check_output(output)
+    if distill is not None and train is not None:
+        raise DataError("--distill and --train exclude each other", fix="--train takes unlabelled photos too")
     shapes = parse_shapes(shape)
     # With shapes the plan knows each layer's work; without, names and weights are enough.
     layers = prunable_layers(load_graph(model, shape=shapes)) if shapes else onnx_layers(model)
     chosen = make_plan(layers, model.name, plan, scheme, block, rate, only, skip)
     if save_plan is not None:
         chosen.save(save_plan)
-    if distill is None:
+    if train is not None:
+        result = _trained(model, chosen, output, train, method, minutes, preprocess, limit, shapes)
+    elif distill is None:
         result = prune_onnx(model, chosen, output)
     else:
         result = _distilled(model, chosen, output, distill, minutes, preprocess, limit, shapes)
@@ -123,6 +135,31 @@ def _distilled(model: Path, plan: Plan, output: Path, folder: Path, minutes: flo
                                  progress=progress)
     checkpoint.unlink(missing_ok=True)
     return result
+
+
+def _trained(model: Path, plan: Plan, output: Path, folder: Path, method: str, minutes: float, preprocess: str,
+             limit: int | None, shapes: dict[str, tuple[int, ...]] | None) -> PruneReport:
+    """Prune during training; a checkpoint beside the output lets the same command go on after an interruption."""
+    from blockpunch.pruning.dataset import load_training_set
+    from blockpunch.pruning.recover import Status
+    from blockpunch.pruning.train import train_onnx
+
+    graph = load_graph(model, shape=shapes)
+    size = graph.shape(graph.inputs[0])[-1]
+    checkpoint = output.with_name(output.name + ".checkpoint")
+    kept.append(f"the training so far is kept in {checkpoint}; the same command goes on from there")
+    with show.Watching() as watching:
+        data = load_training_set(folder, size, limit=limit,
+                                 progress=lambda done, total: watching(Event("reading images", done, total)))
+        watching(Event(f"training on {data.kind}"))
+
+        def progress(status: Status) -> None:
+            watching(Event(f"train: step {status.step}, loss {status.loss:.3f}", status.step, status.steps))
+
+        report, _ = train_onnx(model, plan, data, output, preprocess=Preprocess.named(preprocess, size), method=method,
+                               minutes=minutes, shape=shapes, checkpoint=checkpoint, progress=progress)
+    checkpoint.unlink(missing_ok=True)
+    return report
 
 
 def optimize(

@@ -25,27 +25,30 @@ class ImageBatches:
         pad: zeros around each image before it is cropped.
         size: height and width of the crops; None: those of the images.
         mirror: mirror half of the images.
+        steps: batches in an epoch, where that is fewer than the images fill; each epoch draws from all images.
 
     Raises:
         DataError: arrays that do not fit together, or fewer images than a batch.
     """
 
     def __init__(self, images: npt.NDArray[Any], labels: npt.NDArray[Any] | None, normalise: Callable[[Any], Any], *,
-                 batch: int = 128, pad: int = 0, size: int | None = None, mirror: bool = True) -> None:
+                 batch: int = 128, pad: int = 0, size: int | None = None, mirror: bool = True,
+                 steps: int | None = None) -> None:
         if images.ndim != 4 or (labels is not None and len(labels) != len(images)):
             raise DataError(f"images {images.shape} and {0 if labels is None else len(labels)} labels do not fit")
         if not 1 <= batch <= len(images):
             raise DataError(f"{len(images)} images do not fill a batch of {batch}", fix="give more images")
         self.images = functional.pad(torch.from_numpy(images), (pad,) * 4)
         self.labels = None if labels is None else torch.from_numpy(labels)
-        self.normalise, self.batch, self.mirror = normalise, batch, mirror
+        self.normalise, self.batch, self.mirror, self.steps = normalise, batch, mirror, steps
         self.size = (images.shape[2], images.shape[3]) if size is None else (size, size)
         self.room = [full - part for full, part in zip(self.images.shape[2:], self.size, strict=True)]
         if min(self.room) < 0:
             raise DataError(f"images of {images.shape[2:]} pixels are smaller than crops of {size}")
 
     def __len__(self) -> int:
-        return len(self.images) // self.batch
+        full = len(self.images) // self.batch
+        return full if self.steps is None else min(full, self.steps)
 
     def __iter__(self) -> Iterator[Any]:
         for index in torch.randperm(len(self.images)).split(self.batch)[: len(self)]:
