@@ -240,4 +240,39 @@ def layers() -> Bundle:
     add(35, 8, 1, (9, 40), keep=3, operand=True)
     add(16, 5, 3, (30, 33), keep=6, batch=2)
     add(33, 4, 3, (2, 2), keep=2, reader=True)
+    add(26, 9, 3, (9, 21), keep=8, batch=2, reader=True, operand=True)
+    return b
+
+
+def patterns() -> Bundle:
+    """Kernels with few distinct sets of taps, and what borders on them: rare sets, whole kernels, large kernels."""
+    b = Bundle(62)
+
+    def add(filters: int, channels: int, kernel: Pair, size: Pair, sets: int, *, dead: float = 0.4, batch: int = 1,
+            operand: bool = False, reader: bool = False, groups: int = 1, **attrs: Pair) -> None:
+        inner = channels // groups
+        library = b.rng.random((sets, *kernel)) < 0.45
+        library[0] = True
+        keep = library[b.rng.integers(0, sets, (filters, inner))] & (b.rng.random((filters, inner, 1, 1)) > dead)
+        dilation = attrs.get("dilation", (1, 1))
+        pads = same(((kernel[0] - 1) * dilation[0] + 1, (kernel[1] - 1) * dilation[1] + 1))
+        w = b.weights(filters, inner, *kernel, keep=keep)
+        x = b.value(batch, channels, *size)
+        shape = b.graph.shape(b.conv(x, w, pads=pads, groups=groups, **attrs))
+        y = b.conv(x, w, pads=pads, groups=groups, bias=not operand, operands=[b.value(*shape)] if operand else [],
+                   epilogue=[fused("Add", 2), fused("Relu")] if operand else [fused("HardSwish")], **attrs)
+        b.output(y, *([b.conv(y, b.weights(1, filters, 3, 3), pads=(1, 1, 1, 1))] if reader else []))
+
+    add(30, 7, (3, 3), (14, 14), 5, reader=True, operand=True)
+    add(9, 6, (3, 3), (7, 7), 3, batch=3, reader=True)
+    add(170, 3, (3, 3), (5, 23), 4, operand=True)                      # more than one block of filters
+    add(12, 8, (3, 3), (8, 9), 2, groups=2, reader=True)
+    add(13, 5, (3, 3), (11, 10), 4, dilation=(2, 3), batch=2)
+    add(13, 5, (3, 3), (11, 10), 4, stride=(2, 2), reader=True)
+    add(11, 4, (5, 5), (6, 7), 3)                                      # sets that are cut
+    add(10, 4, (1, 3), (1, 40), 2, operand=True)
+    add(16, 3, (3, 3), (9, 9), 400)                                    # hardly two sets alike
+    add(16, 3, (3, 3), (9, 9), 2, dead=0.0)
+    add(6, 4, (3, 3), (20, 20), 3, dead=1.0, reader=True)              # nothing kept
+    add(5, 2, (7, 7), (6, 5), 2, dead=0.1)
     return b

@@ -23,8 +23,9 @@ from blockpunch.target import Target
 
 BUNDLES: list[Callable[[], Bundle]] = [
     conv_cases.conv_kernels, conv_cases.conv_maps, conv_cases.depthwise, conv_cases.conv_epilogues, conv_cases.zeros,
-    conv_cases.linear, other_cases.elementwise, other_cases.powers, other_cases.concats, other_cases.slices,
-    other_cases.movement, other_cases.windows, other_cases.resizing, other_cases.products, other_cases.outputs,
+    conv_cases.linear, conv_cases.patterns, other_cases.elementwise, other_cases.powers, other_cases.concats,
+    other_cases.slices, other_cases.movement, other_cases.windows, other_cases.resizing, other_cases.products,
+    other_cases.outputs,
 ]
 # The host's own target is built as it is shipped; for the others half the optimisation takes half the time.
 TARGETS = [("host", ())] + [(name, ("-O1",)) for name in ("x86-64-v4", "x86-64-v3", "x86-64")

@@ -83,7 +83,10 @@ CASES: list[tuple[str, Callable[[], Bundle], str]] = [
     ("network", lambda: network(5, 40), "x86-64-v3"), ("filters along vectors", conv_cases.layers, "x86-64-v4"),
     ("filters along vectors, narrow", conv_cases.layers, "x86-64-v3"), ("winograd", winograd, "x86-64-v4"),
     ("winograd, narrow", winograd, "x86-64-v3"),
+    ("kernel patterns", conv_cases.patterns, "x86-64-v4"),
+    ("kernel patterns, narrow", conv_cases.patterns, "x86-64-v3"),
 ]
+FORM_OF = {conv_cases.layers: "filters", conv_cases.patterns: "patterns", winograd: "winograd"}
 
 
 @pytest.mark.parametrize(("bundle", "target"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
@@ -96,8 +99,8 @@ def test_nothing_outside_its_arrays(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     b = bundle()
     monkeypatch.setattr(schedule, "_WORST", 1e9)
     options = compile_graph(b.graph, chosen, threads_hint=2).options
-    form = {conv_cases.layers: "filters", winograd: "winograd"}.get(bundle)
-    other = {name: next((c for c in item.choices if c.form == form), item.choices[0]) for name, item in options.items()}
+    other = {name: next((c for c in item.choices if c.form == FORM_OF.get(bundle)), item.choices[0])
+             for name, item in options.items()}
     program = compile_graph(b.graph, chosen, threads_hint=2, choices=other)
     sources = {**program.source, **toolchain.model_header(), "main.c": DRIVER}
     binary = tmp_path / "run"

@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import neon
 import pytest
-from conv_cases import masks
+from conv_cases import masks, patterns
 from harness import Bundle, describe, differences, fused, scratch_bytes
 from random_cases import network
 
-from blockpunch.compiler import compile_graph
+from blockpunch.compiler import Choice, compile_graph, schedule
 from blockpunch.graph import interpreter
 from blockpunch.target import Target
 
@@ -70,10 +70,22 @@ def the_rest() -> Bundle:
     (convolutions, "aarch64", 1), (depthwise_and_linear, "cortex-a76", 3), (the_rest, "aarch64", 2),
     (lambda: network(7), "cortex-a55", 1)], ids=["convolutions", "depthwise_and_linear", "the_rest", "network"])
 def test_same_as_the_interpreter(bundle: Callable[[], Bundle], target: str, ranges: int) -> None:
-    b = bundle()
+    check(bundle(), target, ranges)
+
+
+def test_kernel_patterns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schedule, "_WORST", 1e9)
+    b = patterns()
+    options = compile_graph(b.graph, Target.named("cortex-a76")).options
+    check(b, "cortex-a76", 2, {name: next(c for c in item.choices if c.form == "patterns")
+                               for name, item in options.items()
+                               if any(c.form == "patterns" for c in item.choices)})
+
+
+def check(b: Bundle, target: str, ranges: int, choices: dict[str, Choice] | None = None) -> None:
     inputs = b.sample()
     expected = list(interpreter.run(b.graph, inputs).values())
-    program = compile_graph(b.graph, Target.named(target), threads_hint=ranges)
+    program = compile_graph(b.graph, Target.named(target), threads_hint=ranges, choices=choices)
     shapes = [shape for _, shape in program.outputs]
     found = neon.run_model(program.source, program.weights, scratch_bytes(program, ranges), inputs, shapes,
                            target=target, ranges=ranges)

@@ -8,6 +8,7 @@ import pytest
 from harness import check
 
 from blockpunch.compiler import Choice, compile_graph, schedule
+from blockpunch.compiler.forms import FORMS
 from blockpunch.target import Target
 
 ROUNDS = 7
@@ -28,7 +29,7 @@ def test_every_choice_is_right(target: str, monkeypatch: pytest.MonkeyPatch) -> 
         assert {name: item.chosen for name, item in program.options.items()} == choices
     every = {(c.form, c.height) for item in options.values() for c in item.choices}
     assert {(c.form, c.height) for c in seen} == every
-    assert {c.form for c in seen} == {"pixels", "filters", "winograd"} and {c.grouped for c in seen} == {False, True}
+    assert {c.form for c in seen} == set(FORMS) and {c.grouped for c in seen} == {False, True}
 
 
 def _unlike(choices: tuple[Choice, ...], seen: set[Choice], seed: int) -> Choice:

@@ -47,8 +47,8 @@ class Choice:
     """The tunable part of a convolution's schedule.
 
     Attributes:
-        form: ``pixels`` or ``filters``, for what lies along a vector, or ``winograd``.
-        height: P, filters per row block.
+        form: ``pixels`` or ``filters``, for what lies along a vector, ``patterns`` or ``winograd``.
+        height: P, filters per row block, or whose sums share the cache.
         tile: pixel vectors, or rows of the map, per register tile; pixels along a side of a Winograd tile.
         chunk: pixel vectors, or Winograd tiles, that all row blocks sweep before the next chunk.
         grouped: whether filters with equal column lists were brought side by side.

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from blockpunch.compiler.forms.base import Form
 from blockpunch.compiler.forms.filters import Filters
+from blockpunch.compiler.forms.patterns import Patterns
 from blockpunch.compiler.forms.pixels import Pixels
 from blockpunch.compiler.forms.winograd import Winograd
 
-FORMS: dict[str, Form] = {form.name: form for form in (Pixels(), Filters(), Winograd())}
+FORMS: dict[str, Form] = {form.name: form for form in (Pixels(), Filters(), Patterns(), Winograd())}
 
 __all__ = ["FORMS", "Form"]
