@@ -130,7 +130,7 @@ def test_a_mixed_plan_reaches_a_rate_for_the_whole_network_and_obeys_every_schem
     with pytest.raises(TrainingError, match="not come to its end"):
         pruner.finalize_()
     optimizer = train(model, pruner, 150)
-    assert pruner.pruned and float(pruner.penalty()) == 0
+    assert pruner.pruned and pruner.penalty().item() == 0
     seen = {name: mask.clone() for name, mask in pruner.masks.items()}
     train(model, pruner, 10, optimizer=optimizer)
     report = pruner.finalize_()

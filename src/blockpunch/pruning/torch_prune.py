@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from blockpunch.errors import MissingExtraError, ModelError, PlanError, TrainingError
@@ -16,6 +15,7 @@ try:
     import torch
     from torch import distributed, nn
 
+    from blockpunch.pruning.masks import HeldMasks
     from blockpunch.pruning.method import Method, Schedule, Target
     from blockpunch.pruning.norms import NormWatch, has_norms, norms_behind
 except ImportError as error:
@@ -36,25 +36,6 @@ def module_layers(model: nn.Module) -> list[Layer]:
         elif isinstance(module, nn.Linear):
             layers.append(Layer(name, "linear", tuple(module.weight.shape)))
     return layers
-
-
-@dataclass
-class _Masked:
-    """A parameter, its mask (same shape, True stays), and the hook that masks its gradient."""
-
-    parameter: nn.Parameter
-    mask: torch.Tensor
-    hook: Any = None
-
-    def on_device(self) -> torch.Tensor:
-        if self.mask.device != self.parameter.device:
-            self.mask = self.mask.to(self.parameter.device)
-        return self.mask
-
-    def release(self) -> None:
-        if self.hook is not None:
-            self.hook.remove()
-            self.hook = None
 
 
 class Pruner:
@@ -101,14 +82,14 @@ class Pruner:
         plan.check(self.layers)
         self._modules = dict(self.model.named_modules())
         self._zero_dead = zero_dead if zero_dead is not None or method is None else True
-        self._masked: dict[str, _Masked] = {}
+        self._masked = HeldMasks()
         self._agreed = self.finished = False
         self._targets = self._choose(method)
         self._norms = norms_behind(self.model, example) if example is not None else None
         self._watch: NormWatch | None = None
         self._schedule: Schedule | None = None
         if method is None:
-            self._set_masks(self._one_shot())
+            self._set_masks({target.layer.name: target.mask(target.entry.rate) for target in self._targets})
         else:
             self._schedule = method.start(plan, self.layers, self._targets)
             self._watch = NormWatch(self.model) if self._norms is None and self._zero_dead else None
@@ -130,25 +111,24 @@ class Pruner:
                 targets.append(Target(layer, entry, weight))
         return targets
 
-    def _one_shot(self) -> dict[str, Array]:
-        return {target.layer.name: target.mask(target.entry.rate) for target in self._targets}
-
     def _set_masks(self, masks: Mapping[str, Array]) -> None:
         """Hold these masks of layers from now on, and silence the filters that have no weight left."""
+        self._end_watch()
+        for name, mask in masks.items():
+            self._masked.hold(f"{name}.weight", self._modules[name].weight, torch.from_numpy(mask))
+        self._silence_dead()
+        self._agreed = False
+
+    def _end_watch(self) -> None:
+        """Take the batch-norms that were seen so far."""
         if self._watch is not None:
             self._norms = self._watch.found
             self._watch.close()
             self._watch = None
-        for name, mask in masks.items():
-            self._hold(f"{name}.weight", self._modules[name].weight, torch.from_numpy(mask))
-        self._silence_dead()
-        self._agreed = False
 
     def _silence_dead(self) -> None:
         """Hold bias and batch-norm at zero where the masks leave a filter no weight."""
-        weights = {f"{target.layer.name}.weight" for target in self._targets}
-        for name in self._masked.keys() - weights:
-            self._masked.pop(name).release()
+        self._masked.drop(self._masked.names() - self._weights())
         for name, mask in self.masks.items():
             alive = mask.flatten(1).any(dim=1)
             regularity = self.plan.layers[name].scheme.regularity
@@ -160,30 +140,22 @@ class Pruner:
         if self._norms is None and has_norms(self.model):
             log.warning("layer '%s' loses whole filters: pass example= to have its batch-norm found", name)
         if module.bias is not None:
-            self._hold(f"{name}.bias", module.bias, alive)
+            self._masked.hold(f"{name}.bias", module.bias, alive)
         paths = {norm: path for path, norm in self._modules.items()}
         for norm in (self._norms or {}).get(name, []):
             for field in ("weight", "bias"):
                 if getattr(norm, field) is not None:
-                    self._hold(f"{paths[norm]}.{field}", getattr(norm, field), alive)
+                    self._masked.hold(f"{paths[norm]}.{field}", getattr(norm, field), alive)
 
-    def _hold(self, name: str, parameter: nn.Parameter, mask: torch.Tensor) -> None:
-        if name in self._masked:
-            self._masked[name].mask = mask
-            return
-        item = self._masked[name] = _Masked(parameter, mask)
-        if parameter.requires_grad:
-            item.hook = parameter.register_hook(lambda grad: grad * item.on_device())
+    def _weights(self) -> set[str]:
+        """Names of the weights that may be pruned."""
+        return {f"{target.layer.name}.weight" for target in self._targets}
 
     def _agree(self) -> None:
         """Take the masks of rank 0, where several processes train together."""
         if self._agreed or not (distributed.is_available() and distributed.is_initialized()):
             return
-        for name in self.masks:
-            item = self._masked[f"{name}.weight"]
-            shared = item.on_device().to(torch.uint8)
-            distributed.broadcast(shared, src=0)
-            item.mask = shared.to(torch.bool)
+        self._masked.take_from_first_rank(f"{name}.weight" for name in self.masks)
         self._silence_dead()
         self._agreed = True
 
@@ -191,7 +163,7 @@ class Pruner:
     def masks(self) -> dict[str, torch.Tensor]:
         """Layer name -> mask of its weight (bool, True stays), for layers that are pruned by now."""
         names = (target.layer.name for target in self._targets)
-        return {name: self._masked[f"{name}.weight"].mask for name in names if f"{name}.weight" in self._masked}
+        return {name: self._masked[f"{name}.weight"] for name in names if f"{name}.weight" in self._masked}
 
     @property
     def pruned(self) -> bool:
@@ -219,11 +191,9 @@ class Pruner:
         """Zero the removed weights of ``model``: this one's, or a copy of it such as an average of weights (EMA)."""
         self._agree()
         parameters = dict(unwrapped(model).named_parameters(remove_duplicate=False))
-        if not self._masked.keys() <= parameters.keys():
+        if not self._masked.names() <= parameters.keys():
             raise ModelError("the model lacks the parameters that are pruned", fix="pass a copy of the pruned model")
-        with torch.no_grad():
-            for name, item in self._masked.items():
-                parameters[name].masked_fill_(~item.on_device().to(parameters[name].device), 0)
+        self._masked.zero_(parameters)
 
     def step(self) -> None:
         """Call after each ``optimizer.step()``: the method moves on, removed weights go back to zero.
@@ -232,16 +202,12 @@ class Pruner:
             TrainingError: a weight is not finite where the method looks at it.
         """
         if self._watch is not None and self._watch.found:
-            self._norms = self._watch.found
-            self._watch.close()
-            self._watch = None
+            self._end_watch()
         masks = self._schedule.step() if self._schedule is not None else None
         if masks is not None:
             self._set_masks(masks)
         self._agree()
-        with torch.no_grad():
-            for item in self._masked.values():
-                item.parameter.masked_fill_(~item.on_device(), 0)
+        self._masked.zero_()
 
     def finalize_(self) -> PruneReport:
         """Zero the removed weights for the last time and let go of the model; training on would fill them again.
@@ -253,8 +219,7 @@ class Pruner:
             raise TrainingError("the method has not come to its end, so the network is not pruned",
                                 fix="train for the steps that it was given, or call apply_() to prune now")
         report = self.apply_()
-        for item in self._masked.values():
-            item.release()
+        self._masked.release()
         self.finished = True
         return report
 
@@ -269,7 +234,7 @@ class Pruner:
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """The masks and the state of the method as tensors, to be saved beside the model's own state."""
-        state = {f"mask.{name}": item.mask.detach().cpu().clone() for name, item in self._masked.items()}
+        state = {f"mask.{name}": mask for name, mask in self._masked.state_dict().items()}
         method = self._schedule.state_dict() if self._schedule is not None else {}
         return {**state, **{f"method.{name}": tensor for name, tensor in method.items()}}
 
@@ -280,21 +245,19 @@ class Pruner:
             TrainingError: they are of another model, plan or method.
         """
         masks = {name.removeprefix("mask."): mask for name, mask in state.items() if name.startswith("mask.")}
-        weights = {f"{target.layer.name}.weight" for target in self._targets}
         parameters = dict(self.model.named_parameters(remove_duplicate=False))
         fits = all(name in parameters and parameters[name].shape == mask.shape for name, mask in masks.items())
         present = masks.keys() & {f"{layer.name}.weight" for layer in self.layers}
-        if not fits or (present != weights and (present or self._schedule is None)):
+        if not fits or (present != self._weights() and (present or self._schedule is None)):
             raise TrainingError("the saved masks are of another model or plan", fix="use the plan they were made with")
         method = {name.removeprefix("method."): tensor for name, tensor in state.items() if name.startswith("method.")}
         if self._schedule is not None:
             self._schedule.load_state_dict(method)
         elif method:
             raise TrainingError("the saved masks belong to a pruning method", fix="give the pruner the same method")
-        for name in self._masked.keys() - masks.keys():
-            self._masked.pop(name).release()
+        self._masked.drop(self._masked.names() - masks.keys())
         for name, mask in masks.items():
-            self._hold(name, parameters[name], mask.to(torch.bool))
+            self._masked.hold(name, parameters[name], mask.to(torch.bool))
         self._agreed = True  # every rank has loaded the same
 
 
