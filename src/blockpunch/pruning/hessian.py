@@ -15,6 +15,17 @@ POSITIONS = 100
 """Output positions per image that are looked at, chosen at random: neighbours say nearly the same."""
 
 
+LARGEST = 10_000
+"""Columns (channels x kernel positions) above which a layer's moments are not worth their memory."""
+
+
+def grouped(layer: nn.Module) -> torch.Tensor:
+    """A copy of the weight of a ``Conv2d`` or ``Linear`` as ``[conv groups, filters, columns]``."""
+    groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
+    weight = layer.weight.detach().float().cpu().clone()
+    return weight.reshape(groups, weight.shape[0] // groups, -1)
+
+
 def is_plain(layer: nn.Module) -> bool:
     """Whether :func:`input_columns` can tell what the filters of ``layer`` are multiplied with."""
     if isinstance(layer, nn.Linear):
@@ -110,7 +121,7 @@ class Moments:
         return energy - (self._y / self.count).square() if self.centred else energy
 
     def mean_shift(self, weight: torch.Tensor) -> torch.Tensor:
-        """What the new ``weight`` lacks in the mean of the output: ``[conv groups, filters]``, to be added to a bias."""
+        """What the new ``weight`` lacks in the mean of the output ``[conv groups, filters]``: goes into a bias."""
         assert self._shift is not None
         shift = self._shift[:, :, 0].double()
         old = torch.einsum("gfc,gc->gf", self.weight.double(), shift + self._d / self.count)

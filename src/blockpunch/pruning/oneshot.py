@@ -8,7 +8,6 @@ batch-norm behind it, whose statistics follow. See :mod:`blockpunch.pruning.obs`
 from __future__ import annotations
 
 import copy
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,11 +15,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from blockpunch.errors import DataError
-from blockpunch.plan import Layer, Plan
+from blockpunch.plan import Plan
 from blockpunch.pruning.counts import LayerCount, PruneReport
-from blockpunch.pruning.hessian import Moments, input_columns, is_plain
+from blockpunch.pruning.hessian import Moments, grouped, input_columns
 from blockpunch.pruning.lockstep import stops
+from blockpunch.pruning.looking import images_in, unfit
 from blockpunch.pruning.norms import norms_behind
 from blockpunch.pruning.objectives import images_of
 from blockpunch.pruning.obs import LayerPruner
@@ -70,12 +69,13 @@ def prune_oneshot_(model: nn.Module, plan: Plan, batches: Iterable[Any], *, seed
     plan.check(layers)
     images = [images_of(batch) for batch in batches]
     dense = copy.deepcopy(model).eval()
-    calls, norms = _look(model, images, layers)
+    calls = images_in(model, images, layers)
+    norms = norms_behind(model, images[0][:1])
     skipped = {layer.name: reason for layer in layers if plan.layers[layer.name].prunes
-               and (reason := _unfit(dense.get_submodule(layer.name), calls[layer.name]))}
+               and (reason := unfit(dense.get_submodule(layer.name), calls[layer.name]))}
     work = _Work(model, dense, plan, norms, torch.Generator().manual_seed(seed))
     names = [layer.name for layer in layers if calls[layer.name] == 1 and layer.name not in skipped
-             and is_plain(dense.get_submodule(layer.name))]
+             and not unfit(dense.get_submodule(layer.name), 1)]
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -114,7 +114,7 @@ class _Work:
         norms = self.norms.get(name, [])
         centred = layer.bias is not None or bool(norms)
         groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
-        weight = layer.weight.detach().float().clone().reshape(groups, layer.weight.shape[0] // groups, -1)
+        weight = grouped(layer)
         moments = Moments(weight, centred=centred)
         for wanted, x in inputs:
             state = self.generator.get_state()
@@ -143,35 +143,3 @@ class _Work:
             return
         for norm in norms:
             norm.running_mean.sub_(shift)
-
-
-def _look(model: nn.Module, images: list[Any], layers: list[Layer]) -> tuple[Counter[str], dict[str, list[nn.Module]]]:
-    """How often the model calls each layer, and the batch-norms behind them; proves that the images fit.
-
-    Raises:
-        DataError: no images, or the model cannot take them.
-    """
-    if not images:
-        raise DataError("no images to prune on", fix="give a few hundred; labels are not needed")
-    if not all(bool(torch.isfinite(batch).all()) for batch in images if isinstance(batch, torch.Tensor)):
-        raise DataError("the images hold NaN or infinite values", fix="check how they are normalised")
-    calls: Counter[str] = Counter()
-    hooks = [model.get_submodule(layer.name).register_forward_pre_hook(
-        lambda _, __, name=layer.name: calls.update([name])) for layer in layers]
-    try:
-        first = images[0][:1]
-        norms = norms_behind(model, first)
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        raise DataError(f"the model cannot take these images: {error}",
-                        fix="give batches as the model takes them, normalised, [N, C, H, W]") from error
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return calls, norms
-
-
-def _unfit(layer: nn.Module, calls: int) -> str:
-    """Why a layer cannot be pruned this way, or ''."""
-    if calls != 1:
-        return "it does not run" if calls == 0 else f"it runs {calls} times for an image"
-    return "" if is_plain(layer) else "its padding is not plain zeros"

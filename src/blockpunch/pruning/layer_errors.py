@@ -1,0 +1,183 @@
+"""How much each layer's output would suffer from each scheme and rate: what one-shot pruning leaves, layer by layer.
+
+One dense pass over the images gives the second moments of every layer's inputs; each candidate is then pruned on its
+own, inputs from the dense network, with the same solver as :mod:`blockpunch.pruning.oneshot` (fewer steps). The errors
+stand in for the loss of accuracy where a plan is searched for: nothing is trained.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from blockpunch.atomic import write_text
+from blockpunch.errors import DataError, SelectorError
+from blockpunch.plan import Layer
+from blockpunch.pruning.hessian import Moments, grouped, input_columns
+from blockpunch.pruning.looking import images_in, unfit
+from blockpunch.pruning.norms import norms_behind
+from blockpunch.pruning.objectives import images_of
+from blockpunch.pruning.obs import LayerPruner
+from blockpunch.pruning.torch_prune import module_layers
+from blockpunch.schemes import Scheme
+
+FORMAT = "blockpunch-layer-errors"
+VERSION = 1
+STEPS = 8
+"""Steps of the search for a mask: a proxy needs no more."""
+MEMORY = 1.5e9
+"""Bytes of moments held at once; more layers than fit take another pass over the images."""
+
+Candidate = tuple[Scheme | str, float]
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass
+class LayerErrors:
+    """``errors[layer][(scheme, rate)]``: squared error of the layer's output over its energy (0: none, 1: all lost).
+
+    ``scheme`` is text such as ``"block-punched:8x4"``. ``skipped`` says why layers have none; ``source`` tells the
+    model and images from others.
+    """
+
+    errors: dict[str, dict[tuple[str, float], float]] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    source: str = ""
+
+    def save(self, path: str | Path) -> None:
+        """Write JSON, whole or not at all (:class:`OutputError` if it cannot be)."""
+        layers = {name: [[scheme, rate, error] for (scheme, rate), error in table.items()]
+                  for name, table in self.errors.items()}
+        rows = ",\n".join(f"    {json.dumps(name)}: {json.dumps(table)}" for name, table in layers.items())
+        head = {"format": FORMAT, "version": VERSION, "source": self.source, "skipped": self.skipped}
+        write_text(path, json.dumps(head)[:-1] + f', "layers": {{\n{rows}\n}}}}\n')
+
+    @classmethod
+    def load(cls, path: str | Path) -> LayerErrors:
+        """The errors in a JSON file.
+
+        Raises:
+            DataError: no such file, or not what :meth:`save` writes.
+        """
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+            if (data["format"], data["version"]) != (FORMAT, VERSION):
+                raise ValueError(f"{data['format']} of version {data['version']}")
+            errors = {str(name): {(str(scheme), float(rate)): float(error) for scheme, rate, error in rows}
+                      for name, rows in data["layers"].items()}
+            return cls(errors, dict(data["skipped"]), str(data["source"]))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"no table of layer errors ({error})", where=str(path),
+                            fix="remove the file; it is computed anew") from error
+
+
+def layer_errors(model: nn.Module, batches: Iterable[Any], candidates: Mapping[str, Sequence[Candidate]], *,
+                 store: str | Path | None = None, seed: int = 0, progress: Progress | None = None) -> LayerErrors:
+    """The error of each layer by itself for each of its candidates; the model is left as it is.
+
+    Args:
+        model: dense.
+        batches: a few hundred unlabelled images, as for :func:`blockpunch.pruning.oneshot.prune_oneshot_`.
+        candidates: layer (as :func:`module_layers` names them) -> schemes and rates.
+        store: a JSON file that is written after each layer; what it already holds is not computed again.
+        seed: of the choice of output positions.
+        progress: called after each layer with (done, all, name).
+
+    Raises:
+        DataError: no images, images that the model cannot take, or a store of another model or other images.
+        SelectorError: a candidate for a layer that the model does not have.
+    """
+    layers = {layer.name: layer for layer in module_layers(model)}
+    if unknown := [name for name in candidates if name not in layers]:
+        raise SelectorError(f"no layer '{unknown[0]}'", fix="candidates are keyed by the names of module_layers()")
+    images = [images_of(batch) for batch in batches]
+    calls = images_in(model, images, layers.values())
+    norms = norms_behind(model, images[0][:1])
+    result = _begun(store, _source(model, images, seed))
+    result.skipped |= {name: reason for name in candidates if (reason := unfit(model.get_submodule(name), calls[name]))}
+    wanted = {name: [(scheme, rate) for scheme, rate in rows if (str(scheme), float(rate)) not in
+                     result.errors.get(name, {})] for name, rows in _parsed(candidates) if name not in result.skipped}
+    missing = [layers[name] for name, rows in wanted.items() if rows]
+    done = len(candidates) - len(missing)
+    for name, moments in _moments(model, images, missing, norms, seed):
+        pruner = LayerPruner(moments, layers[name].shape, layers[name].conv_groups, steps=STEPS)
+        table = result.errors.setdefault(name, {})
+        for scheme, rate in wanted[name]:
+            table[(str(scheme), float(rate))] = pruner.prune(scheme, rate).error if rate > 1 else 0.0
+        done += 1
+        if store is not None:
+            result.save(store)
+        if progress is not None:
+            progress(done, len(candidates), name)
+    result.errors = {name: result.errors[name] for name in layers if name in result.errors}  # in the network's order
+    return result
+
+
+def _parsed(candidates: Mapping[str, Sequence[Candidate]]) -> Iterator[tuple[str, list[tuple[Scheme, float]]]]:
+    for name, rows in candidates.items():
+        yield name, [(Scheme.parse(scheme) if isinstance(scheme, str) else scheme, float(rate))
+                     for scheme, rate in rows]
+
+
+def _begun(store: str | Path | None, source: str) -> LayerErrors:
+    if store is None or not Path(store).exists():
+        return LayerErrors(source=source)
+    found = LayerErrors.load(store)
+    if found.source != source:
+        raise DataError("these errors are of another model or of other images", where=str(store),
+                        fix="name another file, or remove this one")
+    return found
+
+
+def _source(model: nn.Module, images: Sequence[torch.Tensor], seed: int) -> str:
+    digest = hashlib.sha256(f"{seed} {STEPS}".encode())
+    for tensor in [*model.state_dict().values(), *images]:
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if tensor.ndim
+                      else repr(tensor.item()).encode())
+    return digest.hexdigest()[:16]
+
+
+def _moments(model: nn.Module, images: Sequence[torch.Tensor], layers: Sequence[Layer],
+             norms: Mapping[str, list[nn.Module]], seed: int) -> Iterator[tuple[str, Moments]]:
+    """Moments of the inputs of each layer in the dense network, as many layers at a time as fit into memory."""
+    remaining = list(layers)
+    training = {module: module.training for module in model.modules()}
+    while remaining:
+        group: list[Layer] = []
+        size = 0.0
+        while remaining and (not group or size + _bytes(remaining[0]) <= MEMORY):
+            size += _bytes(remaining[0])
+            group.append(remaining.pop(0))
+        found, hooks = {}, []
+        for layer in group:
+            module = model.get_submodule(layer.name)
+            centred = module.bias is not None or layer.name in norms
+            found[layer.name] = Moments(grouped(module), centred=centred)
+            generator = torch.Generator().manual_seed(seed)
+            hooks.append(module.register_forward_pre_hook(
+                lambda module, inputs, into=found[layer.name], generator=generator:
+                into.add(input_columns(module, inputs[0].float(), generator))))
+        try:
+            model.eval()
+            with torch.no_grad():
+                for batch in images:
+                    model(batch)
+        finally:
+            for hook in hooks:
+                hook.remove()
+            for module, mode in training.items():
+                module.training = mode
+        for name in list(found):
+            yield name, found.pop(name)
+
+
+def _bytes(layer: Layer) -> float:
+    columns = layer.weights // layer.shape[0]
+    return 4.0 * layer.conv_groups * columns**2
