@@ -111,6 +111,19 @@ class Pruner:
                 targets.append(Target(layer, entry, weight))
         return targets
 
+    def take(self, masks: Mapping[str, torch.Tensor]) -> None:
+        """Hold these masks (layer -> bool, True stays) instead of those by magnitude, as one-shot pruning finds them.
+
+        Raises:
+            TrainingError: a layer that the plan does not prune, or another shape.
+        """
+        for name, mask in masks.items():
+            if name not in self.masks or self.masks[name].shape != mask.shape:
+                raise TrainingError("the masks are of another model or plan", where=f"layer '{name}'",
+                                    fix="use the plan they were made with")
+        self._set_masks({**{name: mask.cpu().numpy() for name, mask in self.masks.items()},
+                         **{name: mask.cpu().numpy() for name, mask in masks.items()}})
+
     def _set_masks(self, masks: Mapping[str, Array]) -> None:
         """Hold these masks of layers from now on, and silence the filters that have no weight left."""
         self._end_watch()
