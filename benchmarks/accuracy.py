@@ -13,6 +13,7 @@ import argparse
 import copy
 import fnmatch
 import json
+import re
 import statistics
 import sys
 import time
@@ -57,6 +58,10 @@ class Row:
     def name(self) -> str:
         """``resnet20 mixed 2.5 reweighted``."""
         return f"{self.network} {self.plan} {self.rate:g} {self.method}"
+
+    def file(self, seed: int, kind: str) -> str:
+        """Name of a run's file."""
+        return f"{re.sub('[^a-z0-9]+', '-', self.name)}-{seed}.{kind}"
 
 
 ROWS = [
@@ -105,7 +110,6 @@ def run(row: Row, seed: int, options: argparse.Namespace, say: Callable[[str], N
     loader = training_batches(options.data, images=options.images)
     epochs = options.epochs or row.epochs
     pruner = make_pruner(row, model, make_plan(row, module_layers(model)), epochs * len(loader))
-    stem = options.out / f"{row.name.replace(' ', '-').replace(':', '-')}-{seed}"
     last = [0.0]
 
     def progress(status: Status) -> None:
@@ -116,16 +120,16 @@ def run(row: Row, seed: int, options: argparse.Namespace, say: Callable[[str], N
 
     result = fine_tune(pruner, loader, teacher=teacher, features=imitated(model), feature_weight=5,
                        recipe=Recipe(epochs=epochs, lr=row.lr, bfloat16=True, seed=seed),
-                       checkpoint=stem.with_suffix(".checkpoint"), progress=progress)
+                       checkpoint=options.out / row.file(seed, "checkpoint"), progress=progress)
     report = pruner.finalize_()
     model, dense = model.cpu().to(memory_format=torch.contiguous_format), dense.cpu()
     test = cifar10(options.data, "test")
-    export_module(model, (1, 3, 32, 32), stem.with_suffix(".onnx"))
-    layers = summarize(load_graph(stem.with_suffix(".onnx")))
+    onnx = export_module(model, (1, 3, 32, 32), options.out / row.file(seed, "onnx"))
+    layers = summarize(load_graph(onnx))
     macs, kept = sum(item.macs for item in layers), sum(item.kept_macs for item in layers)
     return {**asdict(row), "epochs": epochs, "seed": seed, "dense": accuracy(dense, *test),
             "pruned": accuracy(model, *test), "counted_rate": report.rate, "macs_rate": macs / kept,
-            "seconds": round(result.seconds), "device": device, "onnx": stem.with_suffix(".onnx").name,
+            "seconds": round(result.seconds), "device": device, "onnx": onnx.name,
             "images": len(loader) * loader.batch,
             "rates": {count.name: round(count.rate, 2) for count in report.layers}}
 
@@ -185,7 +189,7 @@ def main() -> None:
         if not fnmatch.fnmatchcase(row.name, options.rows):
             continue
         for seed in options.seeds:
-            kept = options.out / f"{row.name.replace(' ', '-').replace(':', '-')}-{seed}.json"
+            kept = options.out / row.file(seed, "json")
             facts = json.loads(kept.read_text()) if kept.exists() else None
             if facts is None:
                 try:
