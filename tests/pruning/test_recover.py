@@ -286,6 +286,10 @@ class Once:
 def test_a_time_budget_ends_the_run():
     result = fine_tune(pruned(), Loader(), recipe=Recipe(epochs=10_000, minutes=0.02))
     assert 1 <= result.steps < 160_000 and result.seconds < 10
+    with pytest.raises(TrainingError, match=r"the time is over after \d+ steps, before the network was pruned"):
+        fine_tune(pruned(method=Gradual(100_000)), Loader(), recipe=Recipe(epochs=10_000, minutes=0.01))
+    with pytest.raises(TrainingError, match="prunes for 33 steps, but there are only 32"):
+        fine_tune(pruned(method=Gradual(33)), Loader(), recipe=Recipe(epochs=2))
 
 
 def test_faults(tmp_path):

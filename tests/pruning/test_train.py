@@ -13,13 +13,17 @@ from onnx import numpy_helper  # noqa: E402
 from PIL import Image  # noqa: E402
 from typer.testing import CliRunner  # noqa: E402
 
+from blockpunch.build import compile as compile_model  # noqa: E402
 from blockpunch.cli.app import app  # noqa: E402
 from blockpunch.data import Preprocess  # noqa: E402
 from blockpunch.errors import DataError, ModelError, TrainingError  # noqa: E402
+from blockpunch.graph.onnx_import import from_onnx  # noqa: E402
 from blockpunch.plan import Plan  # noqa: E402
 from blockpunch.pruning import onnx_layers  # noqa: E402
 from blockpunch.pruning.dataset import load_training_set  # noqa: E402
-from blockpunch.pruning.train import train_onnx, whole_rate  # noqa: E402
+from blockpunch.pruning.onnx_recover import write_onnx  # noqa: E402
+from blockpunch.pruning.train import train_graph, train_onnx, whole_rate  # noqa: E402
+from blockpunch.runtime.session import Session  # noqa: E402
 from small_network import write_network  # noqa: E402
 
 
@@ -120,6 +124,26 @@ def test_a_network_learns_class_folders_while_it_is_pruned(tmp_path, rng, method
     cost = [float(torch.nn.functional.cross_entropy(torch.from_numpy(s), torch.from_numpy(labels)))
             for s in (before, after)]
     assert cost[1] < cost[0]
+
+
+def test_torch_the_file_and_the_artifact_agree(tmp_path, rng):
+    network = write_network(tmp_path / "net.onnx", size=14)
+    graph = from_onnx(network)
+    plan = Plan.uniform(onnx_layers(network), "block-punched:4x4", 2, only=["second", "last"])
+    data = load_training_set(class_folders(tmp_path / "data", rng), 14)
+    module, report, _ = train_graph(graph, plan, data, preprocess=Preprocess.named("imagenet", 14), minutes=0.02)
+    write_onnx(network, graph, module.constants(), tmp_path / "out.onnx")
+    x = rng.standard_normal((1, 3, 14, 14)).astype(np.float32)
+    with torch.no_grad():
+        expected = module(torch.from_numpy(x)).numpy()
+    from_file = ort.InferenceSession(str(tmp_path / "out.onnx")).run(None, {"x": x})[0]
+    np.testing.assert_allclose(from_file, expected, rtol=1e-4, atol=1e-5)
+    with Session(compile_model(tmp_path / "out.onnx")) as session:
+        np.testing.assert_allclose(session.run(x), expected, rtol=1e-4, atol=1e-5)
+    for layer in report.layers:
+        mask = module.get_submodule(layer.name).weight.detach().numpy() != 0
+        plan.layers[layer.name].scheme.check(mask)
+        assert layer.kept == mask.sum()
 
 
 def test_without_fitting_labels_the_dense_network_is_the_aim(tmp_path, rng, caplog):

@@ -62,6 +62,9 @@ class Run:
         self.model = pruner.model
         self.length = _length(loader)
         self.steps = self.length * recipe.epochs
+        if pruner.method is not None and pruner.method.steps > self.steps:
+            raise TrainingError(f"the method prunes for {pruner.method.steps} steps, but there are only {self.steps}",
+                                fix="give the method fewer steps, or the recipe more epochs")
         self.epoch = self.batch = self.step = 0
         self.total = 0.0  # of this epoch's losses
         self.result = Recovery()
@@ -83,6 +86,9 @@ class Run:
         self.result.steps, self.result.seconds = self.step, self._seconds()
         self._save()
         self.model.eval()
+        if not self.pruner.pruned:
+            raise TrainingError(f"the time is over after {self.step} steps, before the network was pruned",
+                                fix="give more minutes, or the method fewer steps")
         return self.result
 
     def _one_epoch(self) -> None:

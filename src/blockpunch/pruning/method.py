@@ -63,6 +63,11 @@ class Schedule(Protocol):
 class Method(Protocol):
     """Settings of a method, to be given to a :class:`~blockpunch.pruning.torch_prune.Pruner`."""
 
+    @property
+    def steps(self) -> int:
+        """Training steps until the network is pruned."""
+        ...
+
     def takes(self, entry: LayerPlan) -> bool:
         """Whether a layer with this entry of the plan may lose weights."""
         ...
