@@ -311,6 +311,9 @@ def test_faults():
             Reweighted(**bad)
     with pytest.raises(SelectorError, match="costs do not fit"):
         Pruner(model, plan, method=Reweighted(steps=5, target_rate=2, cost={"0": 1.0}))
+    with pytest.raises(PlanError, match="cost of layer '3' is 0, not a number above 0"):
+        costs = {layer.name: 0 if layer.name == "3" else 1 for layer in module_layers(model)}
+        Pruner(model, plan, method=Reweighted(steps=5, target_rate=2, cost=costs))
     with pytest.raises(PlanError, match="prunes no layer"):
         Pruner(model, Plan.per_layer(module_layers(model), {}), method=Reweighted(steps=5))
     pruner = Pruner(model, plan, method=Reweighted(steps=4, checks=4))

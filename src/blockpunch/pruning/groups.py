@@ -68,7 +68,7 @@ def cost_shares(layers: Sequence[Layer], cost: Mapping[str, float] | None) -> di
 
     Raises:
         SelectorError: ``cost`` names a layer that the model lacks, or leaves one out.
-        PlanError: a cost that is not a number of at least 0, or none above 0.
+        PlanError: a cost that is not a number above 0.
     """
     wanted = {layer.name: float(layer.weights) for layer in layers} if cost is None else dict(cost)
     names = {layer.name for layer in layers}
@@ -76,9 +76,10 @@ def cost_shares(layers: Sequence[Layer], cost: Mapping[str, float] | None) -> di
         odd = sorted(wanted.keys() ^ names)
         raise SelectorError(f"the costs do not fit the model's layers: '{odd[0]}' is only in one of them",
                             fix="give a cost for each prunable layer, and for no other")
+    free = [name for name, value in wanted.items() if not (np.isfinite(value) and value > 0)]
+    if free:
+        raise PlanError(f"the cost of layer '{free[0]}' is {wanted[free[0]]}, not a number above 0")
     total = sum(wanted.values())
-    if not all(np.isfinite(value) and value >= 0 for value in wanted.values()) or total <= 0:
-        raise PlanError("the layers' costs must be numbers of at least 0, and not all 0")
     return {layer.name: wanted[layer.name] / total / layer.weights for layer in layers}
 
 

@@ -106,9 +106,10 @@ class ReweightedSchedule:
                                 fix="leave the layer dense, or repair the model")
             self.groups.append(LayerGroups(target.layer, target.entry.scheme, shares[target.layer.name], reference))
         self.goals, self.strengths = self._goals(), self._first_strengths()
-        self.alive = [1.0] * len(self.groups)
         self.coefficients: list[torch.Tensor] = []
-        self._reweight([target.array() for target in targets])
+        weights = [target.array() for target in targets]
+        self.alive = self._alive([group.sizes(weight) for group, weight in zip(self.groups, weights, strict=True)])
+        self._reweight(weights)
 
     def _goals(self) -> list[float]:
         """The share of each layer's weights, or of all their cost together, that should live in the end."""
@@ -192,10 +193,8 @@ class ReweightedSchedule:
         """
         if self.settings.strength is not None:
             return
-        alive, limits = [self._alive(size) for size in sizes], self._limits()
+        alive, limits = self._alive(sizes), self._limits()
         if self.settings.target_rate is not None:
-            costs = [group.cost * group.layer.weights for group in self.groups]
-            alive = [float(np.average(alive, weights=costs))] * len(alive)
             limits = [float(np.median(limits))] * len(limits)
         left = max(1.0, self.settings.checks * (RAMP - self.count / self.settings.steps))
         for index, (share, before, goal) in enumerate(zip(alive, self.alive, self.goals, strict=True)):
@@ -206,14 +205,19 @@ class ReweightedSchedule:
         log.info("step %d: %.1f %% alive, strength %.3g", self.count, 100 * float(np.mean(alive)),
                  float(np.median(self.strengths)))
 
-    def _alive(self, sizes: Floats) -> float:
-        """Share of the weights that live; between FIRM and ``gone`` they count by the logarithm of their group's size.
+    def _alive(self, sizes: Sequence[Floats]) -> list[float]:
+        """Share of each layer's weights that live, or of all their cost; see :attr:`goals`.
 
-        A sharp limit would tell of a group's end only long after the strength that causes it was chosen.
+        Between FIRM and ``gone`` weights count by the logarithm of their group's size: a sharp limit would tell of a
+        group's end only long after the strength that causes it was chosen.
         """
-        gone = math.log(self.settings.gone)
-        logs = np.log(np.maximum(sizes, self.settings.gone))
-        return float(np.mean(np.minimum((logs - gone) / (math.log(FIRM) - gone), 1)))
+        gone, firm = math.log(self.settings.gone), math.log(FIRM)
+        shares = [float(np.mean(np.clip((np.log(np.maximum(size, 1e-30)) - gone) / (firm - gone), 0, 1)))
+                  for size in sizes]
+        if self.settings.target_rate is None:
+            return shares
+        costs = [group.cost * group.layer.weights for group in self.groups]
+        return [float(np.average(shares, weights=costs))] * len(shares)
 
     def _prune(self) -> dict[str, Array]:
         weights = self._weights()
