@@ -84,7 +84,7 @@ def publish(settings: Settings, docs: Path) -> None:
     pages = ["# The engine, measured\n\nWritten by `python benchmarks/engine.py publish`. Float32, batch 1, one pinned "
              f"core unless said; {machine.cpu}, {machine.isa}, FMA peak {2 * (machine.peak_gmacs or 0):.0f} GFLOP/s; "
              f"medians of interleaved rounds in CPU time (two threads: wall clock). {versions}. A bold figure reaches "
-             "the bar beside it. Error: largest difference from ONNX Runtime over the largest output.\n"]
+             "the bar beside it. Error: our largest difference from ONNX Runtime over the largest output.\n"]
     for name, part in PARTS.items():
         rows = Rows(name, settings).all(part.keys(settings))
         if not rows:

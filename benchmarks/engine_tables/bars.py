@@ -13,6 +13,7 @@ from blockpunch.measure.peak import fma_peak
 from blockpunch.target import Target
 from engine_tables.models import BLOCK_PUNCHED, TITLES, Models
 from engine_tables.peers import TITLES as PEERS
+from engine_tables.peers import error_of_ours
 from engine_tables.peers import measure as run
 from engine_tables.results import Row, Settings, markdown, percent, versus
 
@@ -56,7 +57,7 @@ def measure(network: str, settings: Settings, target: str = "host") -> Row:
     return {"ms": {name: engine.median_ms for name, engine in result.engines.items()},
             "spread": {name: engine.spread for name, engine in result.engines.items()},
             "versions": {name: engine.version for name, engine in result.engines.items()},
-            "error": max(engine.max_rel_error or 0.0 for engine in result.engines.values()),
+            "error": error_of_ours(result),
             "macs": sum(layer.macs for layer in artifact.layers), "kept_macs": kept,
             "peak_share": kept / result.engines[PRUNED].median_ms * 1e3 / fma_peak(Target.named(target)),
             "convolutions_peak_share": convolutions.peak_share,

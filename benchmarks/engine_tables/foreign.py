@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from engine_tables.models import TITLES, Models
 from engine_tables.peers import TITLES as PEERS
+from engine_tables.peers import error_of_ours
 from engine_tables.peers import measure as run
 from engine_tables.results import Row, Settings, markdown, versus
 
@@ -51,7 +52,7 @@ def measure(name: str, settings: Settings) -> Row:
                  } if case.peer and case.peer in settings.peers else {}
         result = run(name, ours, peers, seconds=settings.seconds)
     return {"ms": {label: engine.median_ms for label, engine in result.engines.items()},
-            "error": max(engine.max_rel_error or 0.0 for engine in result.engines.values())}
+            "error": error_of_ours(result)}
 
 
 def table(rows: dict[str, Row]) -> str:
@@ -60,7 +61,8 @@ def table(rows: dict[str, Row]) -> str:
     for name, row in rows.items():
         case, ms = CASES[name], row["ms"]
         peer = ms.get(f"{case.peer} pruned")
-        peer_text = f"{peer:.2f} {PEERS[case.peer]} (dense {ms[f'{case.peer} dense']:.2f})" if peer else None
+        dense = ms.get(f"{case.peer} dense")
+        peer_text = f"{peer:.2f} {PEERS[str(case.peer)]}" + (f" (dense {dense:.2f})" if dense else "") if peer else None
         gain = versus(ms["other"] / ms["pruned"], case.part) if case.other else None
         lines.append([f"{TITLES[case.network]}, {name}", f"{case.rate:g}", ms["dense"], ms["pruned"],
                       versus(ms["dense"] / ms["pruned"], case.own), peer_text,
