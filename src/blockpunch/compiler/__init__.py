@@ -1,7 +1,8 @@
 """The compiler: from a graph to C for one core, reading the zeros that are in the weights.
 
-legalise (strides into phases) -> merge (sums of convolutions) -> kernels (who computes what) -> layout (planes, views)
--> lower (packing, schedule, C) -> memory plan -> emit. Nothing here needs a plan or masks: any model with zeros will do.
+batch (image by image) -> legalise (strides into phases) -> merge (sums of convolutions) -> kernels (who computes what)
+-> layout (planes, views) -> lower (packing, schedule, C) -> memory plan -> emit. Nothing here needs a plan or masks:
+any model with zeros will do.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from blockpunch.compiler.emit import Tables, emit
+from blockpunch.compiler.batch import Part, parts_of
+from blockpunch.compiler.emit import HANDED_ON, LoweredPart, Tables, emit
 from blockpunch.compiler.kernels import Context, Step, kernels_for
 from blockpunch.compiler.layout import Needs, assign
 from blockpunch.compiler.legalise import legalise
@@ -37,34 +39,59 @@ def compile_graph(graph: Graph, target: Target, *, threads_hint: int = 1,
     Raises:
         UnsupportedOperatorError: lists every node that no kernel takes.
     """
+    blob = Blob()
+    parts = [_lower(part, at, target, blob, threads_hint, choices or {}) for at, part in enumerate(parts_of(graph))]
+    weights = blob.tobytes()
+    steps = [step for part in parts for step in part.steps]
+    thread_bytes = -(-max((step.thread_floats for step in steps), default=0) * 4 // ALIGN) * ALIGN
+    handed_on, floats = _handed_on(graph, parts)
+    places = {name: at for part in parts for name, at in part.places.items()} | handed_on
+    inputs, outputs = ([(name, graph.shape(name)) for name in names] for names in (graph.inputs, graph.outputs))
+    tables = Tables(places, len(weights), floats * 4, thread_bytes, MAX_THREADS)
+    source = emit(graph.name, target, parts, inputs, outputs, tables)
+    return Program(graph.name, {"model.c": source}, weights, floats * 4, thread_bytes, inputs, outputs,
+                   [step.info for step in steps], {name: o for part in parts for name, o in part.options.items()})
+
+
+def _lower(part: Part, index: int, target: Target, blob: Blob, threads: int,
+           choices: Mapping[str, Choice]) -> LoweredPart:
+    """Compile one part; its weights go into ``blob``."""
+    graph = part.graph
     legal = merge_sums(legalise(graph))
     pairs = kernels_for(legal)
     needs = Needs()
     for node, kernel in pairs:
         kernel.needs(node, legal, needs, target)
     layout = assign(legal, needs, target.vector_floats)
-    ctx = Context(legal, target, layout, Blob(), threads_hint, choices or {})
-    lowered = [_with_traffic(kernel.lower(node, ctx), node, legal) for node, kernel in pairs]
+    ctx = Context(legal, target, layout, blob, threads, choices, part=index)
+    lowered = [_recorded(kernel.lower(node, ctx), node, legal, part.repeat) for node, kernel in pairs]
     steps: list[Step] = [step for step in lowered if step is not None and step.units]
     outside = {*legal.inputs, *legal.outputs}
     places, floats = plan(steps, {root: size for root, size in layout.buffers.items() if root not in outside})
-    inputs = [(name, legal.values[name].shape) for name in legal.inputs]
-    outputs = [(name, legal.values[legal_name].shape)
-               for name, legal_name in zip(graph.outputs, legal.outputs, strict=True)]
-    weights = ctx.blob.tobytes()
-    thread_bytes = -(-max((step.thread_floats for step in steps), default=0) * 4 // ALIGN) * ALIGN
-    tables = Tables({ctx.buffer(root): at for root, at in places.items()}, len(weights), floats * 4, thread_bytes,
-                    MAX_THREADS)
-    source = emit(graph.name, target, steps, inputs, outputs, tables)
-    return Program(graph.name, {"model.c": source}, weights, floats * 4, thread_bytes, inputs, outputs,
-                   [s.info for s in steps], ctx.options)
+    return LoweredPart(part.repeat, steps, {ctx.buffer(root): at for root, at in places.items()}, floats,
+                       [(name, graph.values[name].size) for name in graph.inputs],
+                       [(name, graph.values[name].size) for name in graph.outputs], ctx.options)
 
 
-def _with_traffic(step: Step | None, node: Node, graph: Graph) -> Step | None:
-    """The step, its record completed by the bytes of the values that it reads and writes."""
+def _handed_on(graph: Graph, parts: Sequence[LoweredPart]) -> tuple[dict[str, int], int]:
+    """(place of each value that one part leaves for the next, floats of all scratch memory)."""
+    places: dict[str, int] = {}
+    floats = max(part.floats for part in parts)
+    for part in parts[1:]:
+        for name, size in part.inputs:
+            if name not in graph.inputs:
+                places[HANDED_ON + str(len(places))] = floats
+                floats += -(-size // (ALIGN // 4)) * (ALIGN // 4)
+    return places, floats
+
+
+def _recorded(step: Step | None, node: Node, graph: Graph, repeat: int) -> Step | None:
+    """The step, its record completed by the bytes of the values that it reads and writes, for ``repeat`` images."""
     def size(names: Sequence[str]) -> int:
-        return 4 * sum(graph.values[name].size for name in dict.fromkeys(names) if name in graph.values)
+        return 4 * repeat * sum(graph.values[name].size for name in dict.fromkeys(names) if name in graph.values)
 
     if step is None:
         return None
-    return replace(step, info=replace(step.info, read_bytes=size(node.inputs), written_bytes=size(node.outputs)))
+    info = replace(step.info, macs=repeat * step.info.macs, kept_macs=repeat * step.info.kept_macs,
+                   read_bytes=size(node.inputs), written_bytes=size(node.outputs))
+    return replace(step, info=info)

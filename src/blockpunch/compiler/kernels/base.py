@@ -51,6 +51,7 @@ class Context:
     blob: Blob
     threads: int
     choices: Mapping[str, Choice]
+    part: int = 0
     options: dict[str, Options] = field(default_factory=dict)
 
     def view(self, name: str) -> View:
@@ -70,7 +71,7 @@ class Context:
 
     def buffer(self, root: str) -> str:
         """Name of the C constant that holds a scratch buffer's offset; the memory planner defines it."""
-        return f"BUF_{list(self.layout.buffers).index(root)}"
+        return f"BUF{self.part}_{list(self.layout.buffers).index(root)}"
 
     def table(self, ctype: str, array: Array) -> str:
         """Store a table in the weights and give the C expression of its address."""

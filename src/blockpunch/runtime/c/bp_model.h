@@ -28,7 +28,7 @@ typedef struct bp_env {
    * `thread` is below bp_model.max_threads and no two ranges that run at the same time share it. */
   void (*parallel_for)(void *pool, void (*task)(void *arg, int begin, int end, int thread), void *arg, int n);
   void *pool;                               /* given back to parallel_for */
-  void (*tick)(void *tick_arg, int step);   /* NULL, or called after each step (profile) */
+  void (*tick)(void *tick_arg, int step);   /* NULL, or called after each step, once for each image (profile) */
   void *tick_arg;
 } bp_env;
 
