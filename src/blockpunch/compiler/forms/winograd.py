@@ -49,8 +49,11 @@ _WEIGHTS = {  # G; the points are 0, 1, -1, infinity and 0, 1, -1, 2, -2, infini
     4: np.array([[1 / 4, 0, 0], [-1 / 6, -1 / 6, -1 / 6], [-1 / 6, 1 / 6, -1 / 6], [1 / 24, 1 / 12, 1 / 6],
                  [1 / 24, -1 / 12, 1 / 6], [0, 0, 1]]),
 }
-_PARTS = (2, 4)  # vectors of filters
-_INPUT_CYCLES, _OUTPUT_CYCLES = {2: 90.0, 4: 200.0}, {2: 70.0, 4: 160.0}  # to transform a tile of one vector
+_AHEAD = 8  # tiles that the maps are fetched ahead
+_PARTS = (2, 3)  # vectors of filters
+_INPUT_CYCLES = {2: (110.0, 190.0), 4: (280.0, 480.0)}  # of a tile and a vector of channels, by where the map is
+_OUTPUT_CYCLES = {2: (130.0, 200.0), 4: (185.0, 290.0)}
+_MEMORY_RATE, _OWN_RATE = 9.5, 12.0  # bytes per cycle
 
 
 class Winograd(Form):
@@ -87,14 +90,17 @@ class Winograd(Form):
                         for size in _groups(length, most)})
         base = f"winograd{m}_{parts}"
         masked = layer.y.plane is not None and layer.y.plane.zero_margin
-        shared: dict[str, Any] = {"m": m, "parts": parts, "vl": vl, "loads": len(operands(layer.node))}
+        shared: dict[str, Any] = {"m": m, "parts": parts, "vl": vl, "loads": len(operands(layer.node)),
+                                  "ahead": _AHEAD}
         transform, result = f"winograd{m}_input", f"{base}_output{epilogue_name(epilogue)}"
         name = f"{base}{epilogue_name(epilogue)}{'_margin' if masked else ''}_{'_'.join(map(str, sizes))}"
-        products = {size: f"winograd_product_{parts}x{size}" for size in sizes}
+        groups = len(_groups(choice.chunk, most))
+        lines = -(-choice.height // (16 * groups))  # of the next panel, that a group fetches in each step
+        products = {size: f"winograd_product_{parts}x{size}_{lines}" for size in sizes}
         helpers = {"winograd_layer": render("winograd_layer.c.j2", vl=vl)}
         texts: list[tuple[str, str, dict[str, Any]]] = [
             ("input", transform, {}), ("output", result, {"epilogue": _epilogue(layer, m)}),
-            *(("product", products[size], {"tiles": size}) for size in sizes),
+            *(("product", products[size], {"tiles": size, "lines": lines}) for size in sizes),
             ("layer", name, {"input": transform, "output": result, "products": list(products.items()),
                              "masked": masked, "tiles": most})]
         for what, function, more in texts:
@@ -129,7 +135,7 @@ def _parts(layer: Layer) -> list[int]:
 
 def _group(target: Target, parts: int) -> int:
     """Most tiles at a time: their accumulators, a vector of weights per part and two more are in registers."""
-    return min((target.registers - parts - 2) // parts, 14)
+    return min((target.registers - parts - 2) // parts, 16)
 
 
 def _groups(tiles: int, most: int) -> list[int]:
@@ -142,9 +148,9 @@ def _groups(tiles: int, most: int) -> list[int]:
 
 
 def _chunks(layer: Layer, m: int, tiles: int) -> list[int]:
-    """Chunks whose transformed inputs take a half, all and four times the second-level cache, and all tiles."""
+    """Chunks whose transformed inputs take half and twice the second-level cache, and all tiles; equal parts."""
     tile_bytes = 4 * (m + 2) ** 2 * layer.channels
-    counts = {1} | {min(-(-tiles * tile_bytes // int(share * layer.target.l2_bytes)), tiles) for share in (0.5, 1, 4)}
+    counts = {1} | {min(-(-tiles * tile_bytes // (layer.target.l2_bytes * share // 2)), tiles) for share in (1, 4)}
     return sorted({-(-tiles // count) for count in counts})
 
 
@@ -174,7 +180,8 @@ def _fields(layer: Layer, tiles: Ints, choice: Choice, ctx: Context) -> dict[str
     v_step, m_step = _steps(layer, choice.height // layer.target.vector_floats, choice.chunk)
     residuals = [ctx.view(name) for name in operands(layer.node)]
     return {
-        "tile": ctx.table("int32_t", tiles), "own": "THREAD_SCRATCH", "tiles": len(tiles), "chunk": choice.chunk,
+        "tile": ctx.table("int32_t", np.concatenate([tiles, np.repeat(tiles[-1:], _AHEAD, axis=0)])),
+        "own": "THREAD_SCRATCH", "tiles": len(tiles), "chunk": choice.chunk,
         "tap": dy * x.strides[2] + dx, "channels": layer.channels, "filters": len(layer.weights), "images": y.shape[0],
         "height": layer.rows, "width": layer.width, "v_step": v_step, "m_step": m_step, "row": y.strides[2],
         "in_image": x.strides[0], "in_plane": x.strides[1], "out_image": y.strides[0], "out_plane": y.strides[1],
@@ -190,16 +197,27 @@ def _epilogue(layer: Layer, m: int) -> Callable[[int, int], list[str]]:
 
 
 def _cycles(layer: Layer, m: int, parts: int, chunk: int, tiles: int) -> float:
-    vl, positions, channels = layer.target.vector_floats, (m + 2) ** 2, layer.channels
-    height = parts * vl
-    blocks, vectors = -(-len(layer.weights) // height), -(-channels // vl)
+    """The weights stream in beside the products, from memory for the first chunk; the transforms come on top."""
+    target, positions, channels, height = layer.target, (m + 2) ** 2, layer.channels, parts * layer.target.vector_floats
+    blocks, vectors = -(-len(layer.weights) // height), -(-channels // target.vector_floats)
     chunks = -(-tiles // chunk)
     weight_bytes = 4.0 * positions * blocks * height * channels
-    own_bytes = 4.0 * positions * chunk * (vectors * vl + height)
-    total = chunks * weight_bytes / stream_bytes(weight_bytes + own_bytes, layer.target)
-    total += tiles * (vectors * _INPUT_CYCLES[m] + blocks * parts * _OUTPUT_CYCLES[m])
+    stream = weight_bytes * (1 / _rate(weight_bytes, target) + (chunks - 1) / stream_bytes(weight_bytes, target))
+    products = 0.0
     for length, times in ((chunk, tiles // chunk), (tiles % chunk, 1)):
-        for size in _groups(length, _group(layer.target, parts)):
+        for size in _groups(length, _group(target, parts)):
             per_channel = max(parts * size / FMA_PER_CYCLE, FMA_LATENCY, (parts + size) * BROADCAST_CYCLES)
-            total += times * positions * blocks * (channels * per_channel + TILE_CYCLES + parts * size)
+            products += times * positions * blocks * (channels * per_channel + TILE_CYCLES + parts * size)
+    inputs, results = layer.channels * layer.vectors, len(layer.weights) * layer.vectors
+    total = max(1.08 * products, stream) + 0.15 * min(products, stream)
+    for size, (near, far), count in ((inputs, _INPUT_CYCLES[m], vectors), (results, _OUTPUT_CYCLES[m], blocks * parts)):
+        total += tiles * count * (near if 4 * size * target.vector_floats <= 2 * target.l2_bytes else far)
+    own_bytes = 4.0 * positions * chunk * channels
+    if own_bytes > 4 * target.l2_bytes:  # every part of the filters fetches the transformed inputs from afar
+        total += chunks * own_bytes * (blocks + 1) / _OWN_RATE
     return total
+
+
+def _rate(weight_bytes: float, target: Target) -> float:
+    """Bytes per cycle of weights that the rest of the network may have driven out of the caches."""
+    return _MEMORY_RATE if weight_bytes > target.l2_bytes else stream_bytes(weight_bytes, target)
