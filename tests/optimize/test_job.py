@@ -23,6 +23,7 @@ from blockpunch.optimize import Job, ModuleSource, OnnxSource, Photos, Settings,
 from blockpunch.optimize.workfolder import WorkFolder, fingerprint
 from blockpunch.plan import Plan
 from blockpunch.runtime.session import Session
+from blockpunch.schemes import Scheme
 
 QUICK = Settings(scheme="block-punched:8x4", rate=2.0, seconds=0.05)
 SMALL = Preprocess(resize=14, crop=12)
@@ -112,7 +113,7 @@ def test_ctrl_c_in_the_middle_of_training(small_onnx, tmp_path):
     assert "pruned.onnx" not in left and not any(name.endswith(".part") for name in left)
 
 
-def test_distillation_keeps_the_zeros_and_changes_the_rest(small_onnx, tmp_path, lines):
+def test_distillation_prunes_by_photos_and_keeps_the_zeros(small_onnx, tmp_path, lines):
     pixels = training_pixels(photos(tmp_path / "photos"), 12)
     settings = Settings(rate=2.0, seconds=0.05, minutes=0.02, batch=4)
     recovered = job(OnnxSource(small_onnx), tmp_path / "out", lines, settings, photos=Photos(pixels, SMALL, 12)).run()
@@ -120,7 +121,8 @@ def test_distillation_keeps_the_zeros_and_changes_the_rest(small_onnx, tmp_path,
     assert recovered.kept_weights <= one_shot.kept_weights and "distilled" in recovered.recovery
     a, b = (next(numpy_helper.to_array(t) for t in onnx.load(tmp_path / where / "pruned.onnx").graph.initializer
                  if t.name == "w2") for where in ("out", "one"))
-    assert ((b == 0) <= (a == 0)).all() and not np.array_equal(a, b)
+    assert np.count_nonzero(a) == np.count_nonzero(b) and not np.array_equal(a, b)
+    Scheme("block-punched").check(a)
 
 
 def test_a_torch_module(tmp_path, lines):

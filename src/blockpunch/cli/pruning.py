@@ -17,7 +17,18 @@ from blockpunch.errors import DataError, PlanError
 from blockpunch.graph import load_graph
 from blockpunch.layers import Layer, prunable_layers
 from blockpunch.measure.quality import Check
-from blockpunch.optimize import Event, Job, OnnxSource, Photos, Settings, batches, rerender, training_pixels
+from blockpunch.optimize import (
+    Event,
+    Job,
+    OnnxSource,
+    Photos,
+    Settings,
+    batches,
+    one_shot_photos,
+    photo_batches,
+    rerender,
+    training_pixels,
+)
 from blockpunch.plan import Plan
 from blockpunch.pruning.counts import PruneReport
 from blockpunch.report import ReportFacts
@@ -37,6 +48,8 @@ PlanFile = Annotated[Path | None, typer.Option("--plan", show_default=False,
                                                help="A plan in JSON, in place of scheme and rate.")]
 
 
+OneShotPhotos = Annotated[Path | None, typer.Option("--one-shot", metavar="FOLDER", show_default=False,
+                                                    help="Photos to prune on without training; no labels needed.")]
 Distill = Annotated[Path | None, typer.Option("--distill", metavar="FOLDER", show_default=False,
                                               help="Photos to recover on; no labels needed.")]
 Train = Annotated[Path | None, typer.Option("--train", metavar="DATA", show_default=False,
@@ -72,6 +85,7 @@ def prune(
     plan: PlanFile = None,
     save_plan: Annotated[Path | None, typer.Option("--save-plan", show_default=False,
                                                    help="Write the plan that was used, to be edited.")] = None,
+    one_shot: OneShotPhotos = None,
     distill: Distill = None,
     train: Train = None,
     method: Method = "reweighted",
@@ -83,26 +97,32 @@ def prune(
 ) -> None:
     """Prune an ONNX file: the least important groups of weights become zeros, the graph stays as it is.
 
-    With --distill the pruned network is then trained on photos to answer as the dense one does. With --train it is
-    pruned during training on a data set; --rate is then that of all pruned layers together, unless --plan is given.
+    With --one-shot photos decide, by second-order errors, and the weights that stay make up for those that go; nothing
+    is trained. With --distill the network is then trained on photos to answer as the dense one does. With --train it is
+    pruned during training on a data set. With --one-shot and --train --rate is that of all pruned layers together,
+    spread over them, unless --plan is given.
     """
     from blockpunch.pruning.onnx_prune import onnx_layers, prune_onnx
 
     check_output(output)
-    if distill is not None and train is not None:
-        raise DataError("--distill and --train exclude each other", fix="--train takes unlabelled photos too")
+    if sum(folder is not None for folder in (one_shot, distill, train)) > 1:
+        raise DataError("--one-shot, --distill and --train exclude each other",
+                        fix="--distill prunes as --one-shot does before it trains; --train takes unlabelled photos too")
     shapes = parse_shapes(shape)
     # With shapes the plan knows each layer's work; without, names and weights are enough.
     layers = prunable_layers(load_graph(model, shape=shapes)) if shapes else onnx_layers(model)
     chosen = make_plan(layers, model.name, plan, scheme, block, rate, only, skip)
-    if save_plan is not None:
-        chosen.save(save_plan)
-    if train is not None:
+    if one_shot is not None:
+        result, chosen = _one_shot(model, chosen, output, one_shot, None if plan is not None else rate, preprocess,
+                                   limit, shapes)
+    elif train is not None:
         result = _trained(model, chosen, output, train, method, minutes, preprocess, limit, shapes)
     elif distill is None:
         result = prune_onnx(model, chosen, output)
     else:
         result = _distilled(model, chosen, output, distill, minutes, preprocess, limit, shapes)
+    if save_plan is not None:
+        chosen.save(save_plan)
     if json_ is not None:
         show.write_json({"output": str(output), **result.to_dict()}, json_)
     if json_ == "-":
@@ -112,6 +132,27 @@ def prune(
             for c in result.layers for entry in [chosen.layers[c.name]]]
     rows.append(("all", "", "", result.weights, result.kept, result.rate if result.kept else None, ""))
     show.table(f"{model.name} -> {output}", ("layer", "weight", "scheme", "weights", "kept", "rate", "why"), rows)
+
+
+def _one_shot(model: Path, plan: Plan, output: Path, folder: Path, rate: float | None, preprocess: str,
+              limit: int | None, shapes: dict[str, tuple[int, ...]] | None) -> tuple[PruneReport, Plan]:
+    """Prune on photos without training; the layers' errors stay beside the output."""
+    from blockpunch.pruning.onnx_oneshot import prune_oneshot_onnx
+
+    graph = load_graph(model, shape=shapes)
+    size = graph.shape(graph.inputs[0])[-1]
+    recipe = Preprocess.named(preprocess, size)
+    paths = list_images(folder, limit=limit or one_shot_photos(size))
+    with show.Watching() as watching:
+        def progress(done: int, total: int, name: str) -> None:
+            watching(Event(f"one-shot: {name}", done, total))
+
+        images = photo_batches(paths, recipe, 16)
+        result = prune_oneshot_onnx(model, plan, images, output, rate=rate, shape=shapes, progress=progress,
+                                    store=output.with_name(output.name + ".errors.json"))
+    for name, reason in result.skipped.items():
+        show.note(f"{name} stays dense: {reason}")
+    return result.report, result.plan
 
 
 def _distilled(model: Path, plan: Plan, output: Path, folder: Path, minutes: float, preprocess: str, limit: int | None,

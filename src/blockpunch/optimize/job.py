@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from blockpunch.measure.engines import ENGINES
 from blockpunch.measure.layers import LayerTime, time_layers
 from blockpunch.measure.machine import survey
 from blockpunch.measure.quality import Check, Comparison, compare
-from blockpunch.optimize.photos import Photos, batches
+from blockpunch.optimize.photos import Photos, batches, one_shot_photos
 from blockpunch.optimize.source import Source
 from blockpunch.optimize.workfolder import WorkFolder, fingerprint
 from blockpunch.plan import Plan
@@ -34,7 +33,7 @@ from blockpunch.schemes import Scheme
 from blockpunch.target import Target
 
 PRUNED, DENSE = "blockpunch, pruned", "blockpunch, dense"
-_REFIT_BATCHES, _REFIT_BATCH = 8, 32
+_ONE_SHOT_BATCH = 32
 _NAMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 
 
@@ -144,8 +143,8 @@ class Job:
         import torch
 
         from blockpunch.pruning.graph_module import GraphModule
+        from blockpunch.pruning.oneshot import first_images, prune_oneshot_
         from blockpunch.pruning.recover import Recipe, Status, distill
-        from blockpunch.pruning.refit import refit_
         from blockpunch.pruning.torch_prune import Pruner
 
         s, photos = self.settings, self.photos
@@ -159,9 +158,10 @@ class Job:
         pruner = Pruner(student, plan)
         checkpoint = self.work.file(f"recover-{self._key[:12]}.safetensors")
         if not checkpoint.exists():
-            self.show(Event("recover: refitting the weights that stay"))
             torch.manual_seed(s.seed)
-            refit_(pruner, list(islice(batches(photos, _REFIT_BATCH), _REFIT_BATCHES)))
+            images = first_images(batches(photos, _ONE_SHOT_BATCH), one_shot_photos(photos.size))
+            pruner.take(prune_oneshot_(student, plan, images, progress=lambda done, total, name: self.show(
+                Event(f"one-shot: layer {done} of {total}", done, total))).masks)
         recipe = Recipe(epochs=100_000, minutes=s.minutes, optimizer="adam", seed=s.seed, lr=s.learning_rate,
                         warmup_steps=10)
         result = distill(pruner, teacher, batches(photos, s.batch), recipe=recipe, progress=progress,
@@ -169,8 +169,8 @@ class Job:
         pruner.finalize_()
         self.source.write(student.constants(), self.onnx)
         checkpoint.unlink(missing_ok=True)
-        text = (f"Refitted by least squares, then distilled from the dense network for {s.minutes:g} minutes "
-                f"({result.steps} steps), on {photos.source}.")
+        text = (f"Pruned in one shot by second-order errors, then distilled from the dense network for "
+                f"{s.minutes:g} minutes ({result.steps} steps), on {photos.source}.")
         return {**self._count(), "recovery": text}
 
     def _count(self) -> dict[str, int]:

@@ -11,6 +11,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from blockpunch.errors import DataError
+
 POSITIONS = 100
 """Output positions per image that are looked at, chosen at random: neighbours say nearly the same."""
 
@@ -94,6 +96,16 @@ class Moments:
         self._y += wanted.sum(dim=2)
         self._energy += wanted.square().sum(dim=2, dtype=torch.float64)
         self.count += x.shape[2]
+
+    def check(self, layer: str) -> None:
+        """Nothing where all inputs were finite.
+
+        Raises:
+            DataError: names the layer.
+        """
+        if not bool(torch.isfinite(self._energy).all() and torch.isfinite(self._gram).all()):
+            raise DataError("its inputs become NaN or infinite on these images", where=f"layer '{layer}'",
+                            fix="check how the images are normalised")
 
     @property
     def gram(self) -> torch.Tensor:

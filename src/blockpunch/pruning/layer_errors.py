@@ -21,7 +21,7 @@ from blockpunch.atomic import write_text
 from blockpunch.errors import DataError, SelectorError
 from blockpunch.plan import Layer
 from blockpunch.pruning.hessian import Moments, grouped, input_columns
-from blockpunch.pruning.looking import images_in, unfit
+from blockpunch.pruning.looking import images_in, shared, unfit
 from blockpunch.pruning.norms import norms_behind
 from blockpunch.pruning.objectives import images_of
 from blockpunch.pruning.obs import LayerPruner
@@ -101,12 +101,15 @@ def layer_errors(model: nn.Module, batches: Iterable[Any], candidates: Mapping[s
     calls = images_in(model, images, layers.values())
     norms = norms_behind(model, images[0][:1])
     result = _begun(store, _source(model, images, seed))
-    result.skipped |= {name: reason for name in candidates if (reason := unfit(model.get_submodule(name), calls[name]))}
+    twins = shared(model, layers.values())
+    result.skipped |= {name: reason for name in candidates
+                       if (reason := unfit(model.get_submodule(name), calls[name], twins.get(name)))}
     wanted = {name: [(scheme, rate) for scheme, rate in rows if (str(scheme), float(rate)) not in
                      result.errors.get(name, {})] for name, rows in _parsed(candidates) if name not in result.skipped}
     missing = [layers[name] for name, rows in wanted.items() if rows]
     done = len(candidates) - len(missing)
     for name, moments in _moments(model, images, missing, norms, seed):
+        moments.check(name)
         pruner = LayerPruner(moments, layers[name].shape, layers[name].conv_groups, steps=STEPS)
         table = result.errors.setdefault(name, {})
         for scheme, rate in wanted[name]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from blockpunch.errors import DataError
+from blockpunch.errors import DataError, ModelError
 from blockpunch.plan import Layer
 from blockpunch.pruning.hessian import LARGEST, is_plain
 
@@ -19,7 +19,13 @@ def images_in(model: nn.Module, images: Sequence[Any], layers: Iterable[Layer]) 
 
     Raises:
         DataError: no images, images that are not finite, or that the model cannot take.
+        ModelError: a weight is not finite.
     """
+    layers = list(layers)
+    for layer in layers:
+        if not bool(torch.isfinite(model.get_submodule(layer.name).weight).all()):
+            raise ModelError("some weights are NaN or infinite", where=f"layer '{layer.name}'",
+                             fix="repair the model; such weights cannot be ranked")
     if not images:
         raise DataError("no images to prune on", fix="give a few hundred; labels are not needed")
     for batch in images:
@@ -46,8 +52,18 @@ def images_in(model: nn.Module, images: Sequence[Any], layers: Iterable[Layer]) 
     return calls
 
 
-def unfit(layer: nn.Module, calls: int) -> str:
+def shared(model: nn.Module, layers: Iterable[Layer]) -> dict[str, str]:
+    """Layer -> another layer with the same weight, where there is one."""
+    users: dict[int, list[str]] = {}
+    for layer in layers:
+        users.setdefault(id(model.get_submodule(layer.name).weight), []).append(layer.name)
+    return {name: names[names[0] == name] for names in users.values() if len(names) > 1 for name in names}
+
+
+def unfit(layer: nn.Module, calls: int, shares_with: str | None = None) -> str:
     """Why a layer cannot be pruned by its second moments, or ''."""
+    if shares_with is not None:
+        return f"it shares its weight with '{shares_with}'"
     if calls != 1:
         return "it does not run" if calls == 0 else f"it runs {calls} times for an image"
     if not is_plain(layer):

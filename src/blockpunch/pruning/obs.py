@@ -170,7 +170,7 @@ class LayerPruner:
 
 
 def single_partition(scheme: Scheme, shape: tuple[int, ...], conv_groups: int) -> npt.NDArray[np.int64] | None:
-    """The group of each weight ``[filters, columns]``, where groups live and die one by one and nothing else matters."""
+    """The group of each weight ``[filters, columns]``, where groups live and die one by one and that is the rule."""
     groupings = scheme.groupings(shape, conv_groups=conv_groups)
     if len(groupings) != 1 or type(scheme.rule).project is not Regularity.project:
         return None
@@ -178,7 +178,7 @@ def single_partition(scheme: Scheme, shape: tuple[int, ...], conv_groups: int) -
 
 
 def refit(problem: Quadratic, mask: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
-    """The least-squares weights on ``mask``, zero elsewhere: conjugate gradients, every filter with steps of its own."""
+    """The least-squares weights on ``mask``, zero elsewhere: conjugate gradients, each filter with its own steps."""
     weight = start * mask
     residual = (problem.target - weight @ problem.gram) * mask
     direction, square = residual, residual.square().sum(dim=2, keepdim=True)

@@ -19,7 +19,7 @@ from blockpunch.plan import Plan
 from blockpunch.pruning.counts import LayerCount, PruneReport
 from blockpunch.pruning.hessian import Moments, grouped, input_columns
 from blockpunch.pruning.lockstep import stops
-from blockpunch.pruning.looking import images_in, unfit
+from blockpunch.pruning.looking import images_in, shared, unfit
 from blockpunch.pruning.norms import norms_behind
 from blockpunch.pruning.objectives import images_of
 from blockpunch.pruning.obs import LayerPruner
@@ -40,9 +40,11 @@ class OneShot:
         errors: relative squared error of each changed layer's output, against the dense network's.
         masks: layer -> mask of its weight (True stays), of the pruned layers.
         skipped: layers that the plan prunes and that were left dense -> why.
+        plan: that was followed.
     """
 
     report: PruneReport
+    plan: Plan
     errors: dict[str, float] = field(default_factory=dict)
     masks: dict[str, torch.Tensor] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
@@ -61,7 +63,7 @@ def prune_oneshot_(model: nn.Module, plan: Plan, batches: Iterable[Any], *, seed
         progress: called after each layer.
 
     Raises:
-        DataError: no images, or images that the model cannot take or that are not finite.
+        DataError: no images, images that the model cannot take, or that are not finite or make it overflow.
         ModelError: a weight is not finite, or the order of the layers depends on the images.
         PlanError: the plan is for another model.
     """
@@ -71,11 +73,12 @@ def prune_oneshot_(model: nn.Module, plan: Plan, batches: Iterable[Any], *, seed
     dense = copy.deepcopy(model).eval()
     calls = images_in(model, images, layers)
     norms = norms_behind(model, images[0][:1])
-    skipped = {layer.name: reason for layer in layers if plan.layers[layer.name].prunes
-               and (reason := unfit(dense.get_submodule(layer.name), calls[layer.name]))}
+    twins = shared(model, layers)
+    reasons = {layer.name: unfit(dense.get_submodule(layer.name), calls[layer.name], twins.get(layer.name))
+               for layer in layers}
+    skipped = {name: reason for name, reason in reasons.items() if reason and plan.layers[name].prunes}
     work = _Work(model, dense, plan, norms, torch.Generator().manual_seed(seed))
-    names = [layer.name for layer in layers if calls[layer.name] == 1 and layer.name not in skipped
-             and not unfit(dense.get_submodule(layer.name), 1)]
+    names = [name for name, reason in reasons.items() if not reason]
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -90,7 +93,19 @@ def prune_oneshot_(model: nn.Module, plan: Plan, batches: Iterable[Any], *, seed
     counts = [LayerCount(layer.name, str(entry.scheme), entry.rate, layer.weights,
                          int(torch.count_nonzero(model.get_submodule(layer.name).weight.detach())))
               for layer in layers for entry in [plan.layers[layer.name]]]
-    return OneShot(PruneReport(counts), work.errors, work.masks, skipped)
+    return OneShot(PruneReport(counts), plan, work.errors, work.masks, skipped)
+
+
+def first_images(batches: Iterable[Any], count: int) -> list[Any]:
+    """The first ``count`` images of ``batches`` (or all, where there are fewer), in batches."""
+    taken: list[Any] = []
+    for batch in batches:
+        images = images_of(batch)[:count]
+        taken.append(images)
+        count -= len(images)
+        if count <= 0:
+            break
+    return taken
 
 
 @dataclass
@@ -121,6 +136,7 @@ class _Work:
             columns = input_columns(layer, x.float(), self.generator)
             self.generator.set_state(state)
             moments.add(columns, input_columns(layer, wanted.float(), self.generator) if self.errors else None)
+        moments.check(name)
         if not entry.prunes and moments.count < ENOUGH * weight.shape[2]:
             return
         pruner = LayerPruner(moments, tuple(layer.weight.shape), groups)
@@ -131,6 +147,8 @@ class _Work:
         with torch.no_grad():
             layer.weight.copy_(solution.weight)
             self._settle(layer, norms, moments, solution.weight.reshape(weight.shape))
+            if entry.scheme.regularity == "filter":
+                _silence(layer, norms, ~solution.mask.flatten(1).any(dim=1))
 
     def _settle(self, layer: nn.Conv2d | nn.Linear, norms: list[nn.Module], moments: Moments,
                 weight: torch.Tensor) -> None:
@@ -143,3 +161,13 @@ class _Work:
             return
         for norm in norms:
             norm.running_mean.sub_(shift)
+
+
+def _silence(layer: nn.Conv2d | nn.Linear, norms: list[nn.Module], dead: torch.Tensor) -> None:
+    """Filters without weights put out zero, so that they can be left out; the layers behind make up for it."""
+    if layer.bias is not None:
+        layer.bias[dead] = 0
+    for norm in norms:
+        for parameter in (norm.weight, norm.bias):
+            if parameter is not None:
+                parameter[dead] = 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,9 @@ from blockpunch.graph.onnx_import import from_onnx
 from blockpunch.plan import Plan
 from blockpunch.pruning.counts import PruneReport
 from blockpunch.pruning.graph_module import GraphModule
+from blockpunch.pruning.oneshot import first_images, prune_oneshot_
 from blockpunch.pruning.onnx_weights import OnnxWeights
 from blockpunch.pruning.recover import Recipe, Recovery, Status, distill
-from blockpunch.pruning.refit import refit_
 from blockpunch.pruning.torch_prune import Pruner
 
 Array = npt.NDArray[Any]
@@ -29,7 +28,7 @@ Array = npt.NDArray[Any]
 
 def distill_onnx(source: str | Path, plan: Plan, batches: Iterable[Any], destination: str | Path, *,
                  shape: Mapping[str, tuple[int, ...]] | None = None, recipe: Recipe | None = None,
-                 refit_batches: int = 8, checkpoint: str | Path | None = None,
+                 photos: int = 256, checkpoint: str | Path | None = None,
                  progress: Callable[[Status], None] | None = None) -> tuple[PruneReport, Recovery]:
     """Prune the dense ONNX file ``source``, train it on unlabelled images towards itself, write ``destination``.
 
@@ -40,7 +39,7 @@ def distill_onnx(source: str | Path, plan: Plan, batches: Iterable[Any], destina
         destination: an ONNX file with the same graph and the trained weights, written whole or not at all.
         shape: input name -> static shape, where the file has dynamic dimensions.
         recipe: optimizer, schedule and budget; None: Adam.
-        refit_batches: batches for the least-squares refit before training; 0: none.
+        photos: images for the one-shot pruning before training; 0: prune by magnitude.
         checkpoint, progress: as in :func:`blockpunch.pruning.recover.fine_tune`.
 
     Raises:
@@ -53,9 +52,9 @@ def distill_onnx(source: str | Path, plan: Plan, batches: Iterable[Any], destina
     student = GraphModule(graph)
     teacher = copy.deepcopy(student)
     pruner = Pruner(student, plan)
-    if refit_batches and not (checkpoint is not None and Path(checkpoint).exists()):
+    if photos and not (checkpoint is not None and Path(checkpoint).exists()):
         torch.manual_seed(recipe.seed if recipe is not None else 0)
-        refit_(pruner, list(islice(batches, refit_batches)))
+        pruner.take(prune_oneshot_(student, plan, first_images(batches, photos)).masks)
     result = distill(pruner, teacher, batches, recipe=recipe, checkpoint=checkpoint, progress=progress)
     report = pruner.finalize_()
     write_onnx(source, graph, student.constants(), destination)
