@@ -78,8 +78,9 @@ def pack(weights: Floats, order: npt.NDArray[np.intp], height: int) -> list[Segm
     segments = []
     start = 0
     for p, rows in heights(len(weights), height):
-        picked = order[start:start + rows]
+        rows_of = order[start:start + rows].reshape(-1, p)
         start += rows
+        picked = rows_of[_spread((weights[rows_of] != 0).any(axis=1).sum(axis=1))].ravel()
         blocks = weights[picked].reshape(rows // p, p, -1)
         block, column = np.nonzero((blocks != 0).any(axis=1))
         starts = np.zeros(rows // p + 1, np.int32)
@@ -87,6 +88,21 @@ def pack(weights: Floats, order: npt.NDArray[np.intp], height: int) -> list[Segm
         panel = np.ascontiguousarray(blocks[block, :, column])
         segments.append(Segment(p, picked.astype(np.int32), starts, column.astype(np.int32), panel))
     return segments
+
+
+def _spread(work: npt.NDArray[np.int_]) -> npt.NDArray[np.intp]:
+    """An order in which any range of the blocks has about its share of the work: threads take ranges.
+
+    The heaviest block comes first, the next heaviest one half of the way behind it, then at the quarters, and so on.
+    """
+    count = len(work)
+    if work.min(initial=0) == work.max(initial=0):
+        return np.arange(count)
+    bits = max(count - 1, 1).bit_length()
+    places = [int(f"{i:0{bits}b}"[::-1], 2) for i in range(1 << bits)]
+    order = np.empty(count, np.intp)
+    order[[place for place in places if place < count]] = np.argsort(-work, kind="stable")
+    return order
 
 
 def unpack(segments: list[Segment], columns: int) -> Floats:
