@@ -27,6 +27,7 @@ from blockpunch.pruning.graph_module import GraphModule
 from blockpunch.pruning.method import Method
 from blockpunch.pruning.norms import has_norms
 from blockpunch.pruning.objectives import images_of
+from blockpunch.pruning.oneshot import prune_oneshot_
 from blockpunch.pruning.onnx_recover import write_onnx
 from blockpunch.pruning.recipe import Recipe
 from blockpunch.pruning.recover import Recovery, Status, distill, fine_tune
@@ -36,6 +37,8 @@ from blockpunch.pruning.torch_prune import Pruner, module_layers
 log = logging.getLogger(__name__)
 
 METHODS = ("reweighted", "gradual", "one-shot")
+ONE_SHOT_IMAGES = 256
+"""Images that one-shot pruning fits the weights on."""
 SHARE = 0.4
 """Share of the steps in which a method prunes; the rest is masked retraining."""
 
@@ -63,7 +66,8 @@ def train_graph(graph: Graph, plan: Plan, data: TrainingSet, *, preprocess: Prep
     Args:
         graph: as imported from an ONNX file or a torch module, before any pass.
         plan: of this model. 'reweighted' takes from it the schemes and the rate of the whole network, and finds each
-            layer's rate itself; 'gradual' and 'one-shot' prune each layer at the plan's rate.
+            layer's rate itself; 'gradual' and 'one-shot' (second-order, before the training) prune each layer at the
+            plan's rate.
         data: to train on.
         preprocess: how pixels become the network's input.
         method: one of :data:`METHODS`.
@@ -95,6 +99,9 @@ def train_graph(graph: Graph, plan: Plan, data: TrainingSet, *, preprocess: Prep
     epochs, length = _schedule(checkpoint, lambda: _seconds_per_step(student, teacher, few), minutes, len(whole))
     loader = data.batches(preprocess, shape[2], batch, steps=length)
     pruner = Pruner(student, plan, method=make_method(method, plan, SHARE * epochs * length))
+    if method == "one-shot" and not _started(checkpoint):
+        images = list(data.batches(preprocess, shape[2], batch, steps=max(1, ONE_SHOT_IMAGES // batch)))
+        pruner.take(prune_oneshot_(student, plan, images).masks)
     recipe = Recipe(epochs=epochs, optimizer="sgd" if has_norms(student) else "adam",
                     warmup_steps=max(1, min(100, epochs * length // 20)))
     if data.labels is not None and outputs == (few.batch, data.classes):
@@ -123,6 +130,11 @@ def whole_rate(plan: Plan) -> float | None:
     return sum(weights) / sum(count / entry.rate for count, entry in zip(weights, plan.layers.values(), strict=True))
 
 
+def _started(checkpoint: str | Path | None) -> bool:
+    """Whether there is a run to go on with."""
+    return checkpoint is not None and Path(checkpoint).exists()
+
+
 def _look(model: nn.Module, loader: Any) -> tuple[int, ...]:
     """The shape of the network's output for one batch, ``()`` where it has several."""
     with torch.no_grad():
@@ -133,7 +145,7 @@ def _look(model: nn.Module, loader: Any) -> tuple[int, ...]:
 def _schedule(checkpoint: str | Path | None, seconds: Callable[[], float], minutes: float,
               full: int) -> tuple[int, int]:
     """Epochs and batches of each: those of the checkpoint, else what fits into the time."""
-    if checkpoint is not None and Path(checkpoint).exists():
+    if checkpoint is not None and _started(checkpoint):
         run = files.load(Path(checkpoint))[1]["run"]
         return int(run["epochs"]), int(run["batches"])
     steps = max(2, round(60 * minutes / seconds()))
