@@ -49,7 +49,7 @@ PARTS = {
                    scaling.shape_table, 3),
     "rates": Part("Time against rate, for every regularity", rates.keys, rates.measure, rates.table, 2, rates.plot),
     "compile": Part("Compiling, and memory at run", building.keys, building.measure, building.table, 0),
-    "avx2": Part("With AVX2 alone (OpenVINO and DeepSparse too)", bars.keys, bars.measure_avx2, bars.both_tables, 5),
+    "avx2": Part("With AVX2 alone (OpenVINO too)", bars.keys, bars.measure_avx2, bars.avx2_tables, 5),
 }
 
 

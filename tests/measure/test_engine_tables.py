@@ -74,6 +74,7 @@ def test_tables_of_made_up_rows(tmp_path):
     table = bars.both_tables({"resnet50": row})
     assert "9.00 OpenVINO | 12.00 MNN" in table and "**4.50** (≥ 4.4)" in table and "71 % (≥ 70 %)" in table
     assert "1.11 (≤ 1.05)" in table, "our dense build is too slow"
+    assert "**4.50** (≥ 3.3)" in bars.avx2_tables({"resnet50": row})
     bars.plot({"resnet50": row}, tmp_path / "bars.png")
     assert (tmp_path / "bars.png").stat().st_size > 1000
 
