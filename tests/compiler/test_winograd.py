@@ -31,6 +31,9 @@ def maps() -> Bundle:
         y = b.conv(x, b.weights(f, c, 3, 3), pads=(pad,) * 4, epilogue=[fused("Add", 3), fused("Relu")], operands=[r])
         b.output(y, b.conv(x, b.weights(f, c, 3, 3), pads=(pad, pad, pad, 0), bias=False, epilogue=[fused("Silu")]),
                  b.conv(y, b.weights(8, f, 3, 3), pads=(1, 1, 1, 1)))
+    x = b.value(2, 3, 21, 18)  # strided kernels are 3x3 over the phases of their input
+    for side, pad in ((6, 2), (5, 2), (6, 1)):
+        b.output(b.conv(x, b.weights(10, 3, side, side), stride=(2, 2), pads=(pad,) * 4))
     return b
 
 

@@ -1,5 +1,7 @@
 """Winograd's minimal filtering, F(m x m, 3 x 3): a dense 3x3 convolution of stride 1 with fewer multiplications.
 
+A kernel of 6x6 and stride 2 is one of 3x3 over the four phases of its input, so that first layers profit, too.
+
 A tile of m x m results is ``A^T [(G g G^T) * (B^T d B)] A`` (Lavin and Gray, "Fast Algorithms for Convolutional Neural
 Networks", CVPR 2016), d being its (m+2) x (m+2) inputs and g the weights, whose side is computed here. The elementwise
 product over all channels is a matrix product for each of the (m+2)^2 positions: 36 multiplications per channel instead
@@ -64,7 +66,7 @@ class Winograd(Form):
 
     def schedules(self, layer: Layer) -> list[Schedule]:
         """Tiles of 2x2 and 4x4 results, with chunks that stay in the second-level cache and ever larger ones."""
-        if not _is_plain_3x3(layer):
+        if not _fills_3x3(layer):
             return []
         found = []
         order = np.arange(len(layer.weights))
@@ -112,10 +114,26 @@ class Winograd(Form):
                        floats)
 
 
-def _is_plain_3x3(layer: Layer) -> bool:
+def _corner(layer: Layer) -> tuple[int, int]:
+    """(dy, dx) of the first of the 3x3 inputs that a result depends on."""
     taps = layer.node.attrs["taps"]
-    _, y, x = taps[0]
-    return tuple(taps) == tuple((0, y + i, x + j) for i in range(3) for j in range(3))
+    return min(dy for _, dy, _ in taps), min(dx for _, _, dx in taps)
+
+
+def _fills_3x3(layer: Layer) -> bool:
+    """Whether the taps span 3x3 inputs: a 3x3 kernel, or one of up to 6x6 and stride 2, of which each phase is one."""
+    (y, x), taps = _corner(layer), layer.node.attrs["taps"]
+    return bool(max(dy for _, dy, _ in taps) - y == max(dx for _, _, dx in taps) - x == 2)
+
+
+def _kernels(layer: Layer) -> Floats:
+    """[filters, input channels (phases count), 9] the weights as 3x3 kernels, zero where a phase has no tap."""
+    (y, x), taps = _corner(layer), layer.node.attrs["taps"]
+    filters, channels = len(layer.weights), layer.weights.shape[1] // len(taps)
+    kernels = np.zeros((filters, layer.channels, 9), np.float32)
+    for tap, (phase, dy, dx) in enumerate(taps):
+        kernels[:, phase * channels:(phase + 1) * channels, 3 * (dy - y) + dx - x] = layer.weights[:, tap::len(taps)]
+    return kernels
 
 
 def _tiles(layer: Layer, m: int) -> Ints:
@@ -164,10 +182,10 @@ def _pack(layer: Layer, m: int, height: int, ctx: Context) -> tuple[Floats, Floa
     """([parts, positions, channels, height] transformed weights, biases and as many zeros as a part has filters)."""
     filters, channels = len(layer.weights), layer.channels
     rows = np.minimum(np.arange(-(-filters // height) * height), filters - 1)  # the last part repeats the last filter
-    both = np.kron(_WEIGHTS[m], _WEIGHTS[m])
+    both, kernels = np.kron(_WEIGHTS[m], _WEIGHTS[m]), _kernels(layer)
     panel = np.empty((len(rows) // height, len(both), channels, height), np.float32)
     for part, picked in zip(panel, rows.reshape(-1, height), strict=True):
-        taps = layer.weights[picked].reshape(height, channels, 9).transpose(2, 1, 0)
+        taps = kernels[picked].transpose(2, 1, 0)
         part[...] = (both @ taps.reshape(9, -1).astype(np.float64)).reshape(part.shape)
     return panel, np.concatenate([biases(layer.node, ctx, filters)[rows], np.zeros(height, np.float32)])
 
@@ -176,7 +194,7 @@ def _fields(layer: Layer, tiles: Ints, choice: Choice, ctx: Context) -> dict[str
     """Fields of the layer's struct, apart from its weights."""
     x, y = layer.x, layer.y
     assert y.plane
-    _, dy, dx = layer.node.attrs["taps"][0]
+    dy, dx = _corner(layer)
     v_step, m_step = _steps(layer, choice.height // layer.target.vector_floats, choice.chunk)
     residuals = [ctx.view(name) for name in operands(layer.node)]
     return {
