@@ -84,8 +84,8 @@ class Tuner:
         if not runs_here:
             raise TargetError(f"cannot tune for {self.target.name} here: this CPU lacks {', '.join(missing)}",
                               fix="tune on such a machine, or compile without tuning")
-        stop = time.monotonic() + seconds
         program = compile_graph(self.graph, self.target, threads_hint=self.threads)
+        stop = time.monotonic() + seconds
         for done in range(_CANDIDATES):
             untried = self._untried(program)
             if not untried or time.monotonic() > stop:

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from harness import Bundle
+from harness import Bundle, check, fused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -163,3 +163,18 @@ def test_lists_hold_every_weight_once(filters: int, channels: int, taps: int, se
     if most >= taps:  # nothing is cut: the count that the cost model sees is exact
         counted = {k: entries for k, _, entries in runs_of(tap_sets(matrix != 0, taps), taps).lists(most, short)}
         assert counted == {x.columns.shape[1]: len(x.filters) for x in found}
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_dead_channels_count_as_work_of_the_dense_layer(batch: int) -> None:
+    b = Bundle(9)
+    alive = np.arange(12)[:, None, None, None] % 3 != 0
+    x = b.value(batch, 5, 8, 7)
+    first = b.conv(x, b.weights(12, 5, 3, 3, keep=alive), bias=False, pads=(1, 1, 1, 1), epilogue=[fused("Relu")])
+    wide = b.conv(first, b.weights(12, 12, 1, 1, keep=alive), epilogue=[fused("Silu")])
+    b.output(b.conv(wide, b.weights(6, 12, 1, 1)))
+    program = check(b, "host")
+    layers = [step for step in program.steps if step.kind == "conv"]
+    pixels = batch * 8 * 7
+    assert [step.macs for step in layers] == [pixels * n for n in (12 * 45, 144, 72)]
+    assert [step.kept_macs for step in layers] == [pixels * n for n in (8 * 45, 64, 48)]

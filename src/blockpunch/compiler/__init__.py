@@ -1,8 +1,8 @@
 """The compiler: from a graph to C for one core, reading the zeros that are in the weights.
 
-batch (image by image) -> legalise (strides into phases) -> merge (sums of convolutions) -> kernels (who computes what)
--> layout (planes, views) -> lower (packing, schedule, C) -> memory plan -> emit. Nothing here needs a plan or masks:
-any model with zeros will do.
+shrink (dead channels) -> batch (image by image) -> legalise (strides into phases) -> merge (sums of convolutions) ->
+kernels (who computes what) -> layout (planes, views) -> lower (packing, schedule, C) -> memory plan -> emit. Nothing
+here needs a plan or masks: any model with zeros will do.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from blockpunch.compiler.memory import plan
 from blockpunch.compiler.merge import merge_sums
 from blockpunch.compiler.program import ALIGN, Blob, Choice, Options, Program, StepInfo
 from blockpunch.graph.ir import Graph, Node
+from blockpunch.graph.passes.shrink import REMOVED_MACS, shrink
 from blockpunch.target import Target
 
 MAX_THREADS = 64
@@ -40,7 +41,8 @@ def compile_graph(graph: Graph, target: Target, *, threads_hint: int = 1,
         UnsupportedOperatorError: lists every node that no kernel takes.
     """
     blob = Blob()
-    parts = [_lower(part, at, target, blob, threads_hint, choices or {}) for at, part in enumerate(parts_of(graph))]
+    parts = [_lower(part, at, target, blob, threads_hint, choices or {})
+             for at, part in enumerate(parts_of(shrink(graph)))]
     weights = blob.tobytes()
     steps = [step for part in parts for step in part.steps]
     thread_bytes = -(-max((step.thread_floats for step in steps), default=0) * 4 // ALIGN) * ALIGN
@@ -86,12 +88,13 @@ def _handed_on(graph: Graph, parts: Sequence[LoweredPart]) -> tuple[dict[str, in
 
 
 def _recorded(step: Step | None, node: Node, graph: Graph, repeat: int) -> Step | None:
-    """The step, its record completed by the bytes of the values that it reads and writes, for ``repeat`` images."""
+    """The step, its record completed for ``repeat`` images: what left the layer, the bytes that it reads and writes."""
     def size(names: Sequence[str]) -> int:
         return 4 * repeat * sum(graph.values[name].size for name in dict.fromkeys(names) if name in graph.values)
 
     if step is None:
         return None
-    info = replace(step.info, macs=repeat * step.info.macs, kept_macs=repeat * step.info.kept_macs,
+    info = replace(step.info, macs=repeat * step.info.macs + node.attrs.get(REMOVED_MACS, 0),
+                   kept_macs=repeat * step.info.kept_macs,
                    read_bytes=size(node.inputs), written_bytes=size(node.outputs))
     return replace(step, info=info)

@@ -14,6 +14,7 @@ import numpy as np
 
 from blockpunch.compiler.layout import is_map
 from blockpunch.graph.ir import Array, FusedOp, Graph, Node, Value
+from blockpunch.graph.passes.shrink import REMOVED_MACS
 
 
 def merge_sums(graph: Graph) -> Graph:
@@ -64,8 +65,9 @@ def _merge(node: Node, other: Node, graph: Graph) -> None:
     for fused in node.epilogue[1:]:
         epilogue.append(FusedOp(fused.op, fused.attrs, None if fused.operand is None else at))
         at += fused.operand is not None
+    removed = sum(part.attrs.get(REMOVED_MACS, 0) for part in (node, other))
     merged = replace(node, inputs=(both, weights, bias, *operands), epilogue=tuple(epilogue),
-                     path=f"{node.path} + {other.path}")
+                     path=f"{node.path} + {other.path}", attrs={**node.attrs, REMOVED_MACS: removed})
     at = graph.nodes.index(node)
     graph.nodes[at:at + 1] = [Node(both, "Concat", (a, b), (both,), {"axis": 1}, node.path), merged]
     graph.nodes.remove(other)

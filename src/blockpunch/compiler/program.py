@@ -21,8 +21,8 @@ class StepInfo:
         name: the graph node it computes.
         kind: the kernel family (``conv``, ``depthwise``, ``dot``, ``elementwise``, ...).
         path: module path or ONNX node the work came from.
-        macs: multiply-accumulates of the dense layer.
-        kept_macs: multiply-accumulates that its non-zero weights need.
+        macs: multiply-accumulates of the dense layer, channels that left the graph included.
+        kept_macs: multiply-accumulates that are left: those of non-zero weights between channels that are computed.
         weight_bytes: bytes of its weights and indices in the blob.
         packing: how the weights are stored and tiled, e.g. ``8 filters x 3 vectors, 384 of 2304 columns``.
         reason: why this packing; for a dense layer, why dense.
