@@ -30,6 +30,7 @@ from blockpunch.target import Target
 
 HEIGHTS = (1, 2, 4, 6, 8, 12, 16)
 _STORE_CYCLES = 1.2
+_TOUCH_CYCLES = 40.0
 
 
 class Pixels(BlockedForm):
@@ -92,12 +93,24 @@ def _cycles(segments: list[tuple[int, Ints]], tile: int, chunk: int, layer: Laye
     chunks = -(-layer.vectors // chunk)
     weight_bytes = sum(float(counts.sum()) * 4 * (height + 1) for height, counts in segments)
     total = chunks * weight_bytes / stream_bytes(weight_bytes + 64 * lines, target)
+    total += _first_touch(segments, chunks * lines, layer)
     for height, counts in segments:
         columns = float(counts.sum())
         for size, times in _tile_sizes(layer.vectors, chunk, tile):
             per_column = max(height * size / FMA_PER_CYCLE, FMA_LATENCY, load * size + BROADCAST_CYCLES * height)
             total += times * (columns * per_column + len(counts) * (TILE_CYCLES + _STORE_CYCLES * height * size))
     return total
+
+
+def _first_touch(segments: list[tuple[int, Ints]], lines: float, layer: Layer) -> float:
+    """Waiting for the lines of a map that the second-level cache does not hold, once per chunk.
+
+    A dense kernel reads a plane's rows one after the other, which the hardware foresees; one with gaps it does not.
+    """
+    if 64 * lines <= 2 * layer.target.l2_bytes or len(layer.node.attrs["taps"]) == 1:
+        return 0.0
+    stored = sum(float(counts.sum()) for _, counts in segments) / sum(len(counts) for _, counts in segments)
+    return float(_TOUCH_CYCLES * lines * min(1.0, 2 * (1 - stored / layer.weights.shape[1])))
 
 
 def _tile_sizes(vectors: int, chunk: int, tile: int) -> list[tuple[int, int]]:
