@@ -101,4 +101,4 @@ def test_the_profile_fits_120_columns(small_bp, monkeypatch, capsys):
     assert max(map(len, lines)) <= 120
     row = next(line for line in lines if "conv.2/Conv" in line)
     assert "…" in row and all(part in row for part in ("1234.6", "50 %", "81 %", "100.0", "FMA", "1.2 x", "8 filters"))
-    assert any(line.strip().startswith("total") for line in lines)
+    assert any(line.strip().startswith("total") for line in lines) and "GMAC/s; L2" in lines[-1]

@@ -14,8 +14,8 @@ from blockpunch.atomic import write_atomic
 from blockpunch.build import compile as compile_model
 from blockpunch.cli import show
 from blockpunch.cli.options import Json, Model, Output, Shape, Threads, Tune, check_output, parse_shapes
-from blockpunch.errors import InputError, OutputError
-from blockpunch.measure.layers import LayerTime, time_layers, total
+from blockpunch.errors import InputError, OutputError, ToolchainError
+from blockpunch.measure.layers import LayerTime, limits, time_layers, total
 from blockpunch.optimize import Event
 from blockpunch.runtime.session import Session
 from blockpunch.target import TARGET_NAMES, Target
@@ -52,10 +52,16 @@ def inspect(
     if model.suffix == ".bp":
         artifact = Artifact.load(model)
         rows = time_layers(artifact, threads=threads) if timed else [LayerTime(record) for record in artifact.layers]
+        core = _core(artifact.target) if timed else None
         if json_ is not None:
-            show.write_json({"layers": [row.to_json() for row in rows], "total": total(rows).to_json()}, json_)
-        if json_ != "-":
-            (_show_times if timed else _show_layers)(model.name, rows)
+            show.write_json({"layers": [row.to_json() for row in rows], "total": total(rows).to_json(), "core": core},
+                            json_)
+        if json_ == "-":
+            return
+        if timed:
+            _show_times(model.name, rows, core)
+        else:
+            _show_layers(model.name, rows)
         return
     if timed:
         raise InputError("only a compiled network can be timed layer by layer", where=str(model),
@@ -71,7 +77,15 @@ def _show_layers(name: str, rows: list[LayerTime]) -> None:
         for r in (row.record for row in rows)])
 
 
-def _show_times(name: str, rows: list[LayerTime]) -> None:
+def _core(target: Target) -> dict[str, Any] | None:
+    """What a core can do; None where there is no C compiler to measure it with."""
+    try:
+        return limits(target)
+    except ToolchainError:
+        return None
+
+
+def _show_times(name: str, rows: list[LayerTime], core: dict[str, Any] | None) -> None:
     """The profile: what each step takes, does and moves, what binds it and how far it is from there."""
     def percent(share: float | None) -> str | None:
         return None if share is None else f"{100 * share:.0f} %"
@@ -83,7 +97,9 @@ def _show_times(name: str, rows: list[LayerTime]) -> None:
     columns = ("layer", "ms", "time", "GMAC/s", "FMA", "MB", "memory", "bound", "from it", "schedule")
     show.table(name, columns, cells, tails=("layer",), caption=(
         "FMA: share of the core's peak, on kept multiply-adds. memory: share of the time that moving the MB takes at\n"
-        "least. bound: what binds the step; from it: how many times as long as the larger of both bounds it takes."))
+        "least. bound: what binds the step; from it: how many times as long as the larger of both bounds it takes."
+        + ("" if core is None else f"\nA core: {core['fma_gmacs_per_second']:.1f} GMAC/s; " + ", ".join(
+            f"{level} {speed:.0f}" for level, speed in core["gb_per_second"].items()) + " GB/s")))
 
 
 def run(

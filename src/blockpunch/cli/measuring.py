@@ -45,7 +45,7 @@ def _machine_rows(machine: Machine) -> list[tuple[str, str]]:
 
 def bench(
     model: Model,
-    engines: Annotated[str, typer.Option("--engines", "-e", help="Engines, with commas between.")] =
+    engines: Annotated[str, typer.Option("--engines", "-e", help=f"With commas between; of {', '.join(ENGINES)}.")] =
         "blockpunch,onnxruntime",
     threads: Threads = 1,
     peer_model: Annotated[Path | None, typer.Option(

@@ -22,6 +22,7 @@ from blockpunch.measure.engines.base import random_inputs
 from blockpunch.measure.peak import fma_peak, memory_levels
 from blockpunch.measure.pinning import pinned
 from blockpunch.runtime.session import Session
+from blockpunch.target import Target
 
 _MEASURED = ("ms", "share", "fma_ms", "memory_ms", "level")
 
@@ -163,3 +164,14 @@ def total(rows: Sequence[LayerTime]) -> LayerTime:
     record = LayerRecord(name="total", kind="", path="", packing="", reason="", **sums)
     return LayerTime(record, add("ms"), sum(row.share for row in rows), add("fma_ms"), add("memory_ms"),
                      max(by_level, key=lambda name: by_level[name], default=""))
+
+
+def limits(target: Target) -> dict[str, Any]:
+    """What one core of this machine can do, as plain data: the figures that :class:`Bounds` are made of.
+
+    Raises:
+        TargetMismatchError: this machine cannot run the target's code.
+        ToolchainError: no C compiler to build the measuring loops.
+    """
+    return {"fma_gmacs_per_second": fma_peak(target) / 1e9,
+            "gb_per_second": {level.name: level.bytes_per_second / 1e9 for level in memory_levels(target)}}

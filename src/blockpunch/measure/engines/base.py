@@ -101,8 +101,7 @@ class Engine:
         """How to get it."""
         if self.extra:
             return f"pip install 'blockpunch[{self.extra}]'"
-        return (f"pip install {self.requirement or self.package} in a virtual environment of its own, and set "
-                f"{self.variable} to that environment's python")
+        return f"set {self.variable} to the python of an environment with {self.requirement or self.package}"
 
     def version(self) -> str | None:
         """The installed version, or None where the package is missing."""
