@@ -68,6 +68,15 @@ def test_an_engine_that_disagrees_is_not_timed(sleepers):
     assert bench(sleepers, ["wrong"], seconds=0.1, tolerance=0.2).engines["wrong"].max_rel_error == pytest.approx(0.1)
 
 
+def test_a_peer_that_disagrees_is_left_out_where_that_is_wished(sleepers):
+    told = []
+    entries = [Entry("a", "quick", sleepers), Entry("b", "wrong", sleepers)]
+    result = bench_entries("x", entries, seconds=0.1, left_out=lambda entry, error: told.append((entry.label, error)))
+    assert list(result.engines) == ["a"] and [label for label, _ in told] == ["b"] and "disagrees" in str(told[0][1])
+    loose = Entry("b", "wrong", sleepers, tolerance=0.2)
+    assert set(bench_entries("x", [entries[0], loose], seconds=0.1).engines) == {"a", "b"}
+
+
 def test_peers_may_run_another_file(small_onnx, tmp_path):
     other = write_network(tmp_path / "other.onnx", seed=9)
     result = bench(small_onnx, ["blockpunch", "onnxruntime", "openvino"], peer_model=other, seconds=0.1)

@@ -75,12 +75,13 @@ class BenchResult:
 @dataclass(frozen=True)
 class Entry:
     """What takes part: ``engine`` runs ``path`` under the name ``label``; ``reference`` is the ONNX file of the same
-    network, for its outputs (``path`` itself where that is one)."""
+    network, for its outputs (``path`` itself where that is one); ``tolerance`` replaces the measurement's own."""
 
     label: str
     engine: str
     path: Path
     reference: Path | None = None
+    tolerance: float | None = None
 
 
 @dataclass
@@ -167,8 +168,12 @@ def bench(model: Path, engines: Sequence[str], *, threads: int = 1, peer_model: 
 
 def bench_entries(title: str, entries: Sequence[Entry], *, threads: int = 1, shapes: Shapes | None = None,
                   inputs: Mapping[str, Array] | None = None, seconds: float = 3.0, tolerance: float = 1e-3,
-                  progress: Progress | None = None) -> BenchResult:
-    """Like :func:`bench`, for any mix of engines and files; results are under the entries' labels."""
+                  progress: Progress | None = None,
+                  left_out: Callable[[Entry, BenchmarkError], None] | None = None) -> BenchResult:
+    """Like :func:`bench`, for any mix of engines and files; results are under the entries' labels.
+
+    With ``left_out``, a peer that cannot run its file is told to that function, and the others are measured.
+    """
     say = progress or log.info
     if threads < 1:
         raise BenchmarkError(f"{threads} threads cannot compute anything", fix="--threads 1 or more")
@@ -181,7 +186,12 @@ def bench_entries(title: str, entries: Sequence[Entry], *, threads: int = 1, sha
             reference = Reference(shapes, inputs)
             for entry in entries:
                 say(f"preparing {entry.label}")
-                contestants.append(_enter(entry, threads, shapes, reference, tolerance))
+                try:
+                    contestants.append(_enter(entry, threads, shapes, reference, tolerance))
+                except BenchmarkError as error:
+                    if left_out is None or entry.engine == OURS:
+                        raise
+                    left_out(entry, error)
             _measure(contestants, threads, seconds, say)
         finally:
             for contestant in contestants:
@@ -222,7 +232,7 @@ def _compared(entry: Entry, runner: Runner, reference: Reference, tolerance: flo
     if expected is None:
         return _Contestant(entry, runner, feed, None)
     error = relative_error([np.asarray(output) for output in runner.run(feed)], expected)
-    if not error <= tolerance:
+    if not error <= (tolerance if entry.tolerance is None else entry.tolerance):
         raise BenchmarkError(f"{entry.label} disagrees with ONNX Runtime by {error:.2g} of the largest output",
                              where=str(entry.path),
                              fix="its time would mean nothing; --tolerance accepts a larger difference")
