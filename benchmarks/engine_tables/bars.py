@@ -55,14 +55,15 @@ def measure(network: str, settings: Settings, target: str = "host") -> Row:
         artifact = Artifact.load(built[pruned])
         layers = time_layers(artifact, seconds=min(settings.seconds, 2.0))
     convolutions = total([row for row in layers if row.record.kind in ("conv", "depthwise")])
-    kept = sum(layer.kept_macs for layer in artifact.layers)
+    kept, peak = sum(layer.kept_macs for layer in artifact.layers), fma_peak(Target.named(target))
+    seconds = result.engines[PRUNED].median_ms / 1e3  # CPU time; the profile's clock is the wall's: shares are taken
     return {"ms": {name: engine.median_ms for name, engine in result.engines.items()},
             "spread": {name: engine.spread for name, engine in result.engines.items()},
             "versions": {name: engine.version for name, engine in result.engines.items()},
             "error": error_of_ours(result),
             "macs": sum(layer.macs for layer in artifact.layers), "kept_macs": kept,
-            "peak_share": kept / result.engines[PRUNED].median_ms * 1e3 / fma_peak(Target.named(target)),
-            "convolutions_peak_share": convolutions.peak_share,
+            "peak_share": kept / seconds / peak,
+            "convolutions_peak_share": convolutions.record.kept_macs / (seconds * convolutions.share) / peak,
             "layers": [row.to_json() for row in layers]}
 
 
