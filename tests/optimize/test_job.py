@@ -181,6 +181,22 @@ def test_command_line_with_labels_and_photos(small_onnx, tmp_path):
     assert (tmp_path / "out" / "report.html").read_bytes() == page
 
 
+def test_prune_on_photos_without_training(small_onnx, tmp_path):
+    photos(tmp_path / "photos", 8)
+    call = ["prune", str(small_onnx), "--rate", "2", "--one-shot", str(tmp_path / "photos")]
+    result = CliRunner().invoke(app, [*call, "-o", str(tmp_path / "p.onnx"), "--save-plan", str(tmp_path / "plan.json"),
+                                      "--json", "-"])
+    assert result.exit_code == 0, result.stderr
+    counts, plan = json.loads(result.stdout)["layers"], Plan.load(tmp_path / "plan.json")
+    pruned = [counts[name] for name in plan.pruned()]
+    assert sum(c["weights"] for c in pruned) / sum(c["kept"] for c in pruned) == pytest.approx(2, rel=0.1)
+    assert (tmp_path / "p.onnx.errors.json").is_file()
+    for name, tensor in ((t.name, numpy_helper.to_array(t)) for t in onnx.load(tmp_path / "p.onnx").graph.initializer):
+        assert np.isfinite(tensor).all(), name
+    both = CliRunner().invoke(app, [*call, "-o", str(tmp_path / "q.onnx"), "--distill", str(tmp_path / "photos")])
+    assert both.exit_code != 0 and "exclude each other" in both.stderr and not (tmp_path / "q.onnx").exists()
+
+
 def test_refusals(small_onnx, tmp_path, lines):
     source = OnnxSource(small_onnx)
     with pytest.raises(DataError, match="needs photos"):
