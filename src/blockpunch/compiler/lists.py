@@ -1,7 +1,7 @@
 """Weights as lists: a few columns of one channel, and all filters that have weights in just these columns.
 
 What is left of pattern pruning, where the kernels of a layer keep few distinct sets of taps, packs into few long
-lists. Any zeros will pack: sets that hardly any filter shares are taken apart into single columns.
+lists. Any zeros will pack, into more and shorter ones.
 """
 
 from __future__ import annotations
@@ -47,25 +47,17 @@ class Runs:
     Attributes:
         sizes: [runs] taps of the set.
         filters: [runs] how many filters have it.
-        columns: columns of the weight matrix.
     """
 
     sizes: Longs
     filters: Longs
-    columns: int
 
-    def lists(self, most: int, short: int) -> Iterator[tuple[int, int, int]]:
+    def lists(self, most: int) -> Iterator[tuple[int, int, int]]:
         """(k, lists, filters in them), nearly as :func:`lists_of` will make them."""
-        single = 0
         for size in np.unique(self.sizes).tolist():
             filters = self.filters[self.sizes == size]
             parts = -(-size // most)
-            long = (filters >= short) & (size > 1)
-            single += size * int(filters[~long].sum())
-            if long.any():
-                yield -(-size // parts), parts * int(long.sum()), parts * int(filters[long].sum())
-        if single:
-            yield 1, min(single, self.columns), single
+            yield -(-size // parts), parts * len(filters), parts * int(filters.sum())
 
 
 def tap_sets(nonzero: npt.NDArray[np.bool_], taps: int) -> Longs:
@@ -90,17 +82,16 @@ def runs_of(sets: Longs, taps: int) -> Runs:
     at = np.flatnonzero(new)
     distinct, counts = ordered.ravel()[at].astype(np.int64), np.diff(at, append=ordered.size)
     kept = distinct != 0
-    return Runs(_sizes(distinct[kept], taps), counts[kept], len(ordered) * taps)
+    return Runs(_sizes(distinct[kept], taps), counts[kept])
 
 
-def lists_of(nonzero: npt.NDArray[np.bool_], taps: int, most: int, short: int) -> list[Lists]:
+def lists_of(nonzero: npt.NDArray[np.bool_], taps: int, most: int) -> list[Lists]:
     """Lists that together hold every weight once, the longest k first.
 
     Args:
         nonzero: [filters, channels * taps] where the weights are.
         taps: taps of a kernel.
         most: columns of a list; larger sets of taps are cut.
-        short: lists of fewer filters are taken apart into single columns.
     """
     kernels = nonzero.reshape(len(nonzero), -1, taps)
     rank, count = np.cumsum(kernels, axis=2, dtype=np.int16) - 1, kernels.sum(axis=2, keepdims=True, dtype=np.int16)
@@ -114,7 +105,7 @@ def lists_of(nonzero: npt.NDArray[np.bool_], taps: int, most: int, short: int) -
         found.append(np.stack([channel, sets[filter_, channel], filter_]))
     if not found:
         return []
-    channel, sets, filter_ = _without_short(np.concatenate(found, axis=1), taps, short)
+    channel, sets, filter_ = np.concatenate(found, axis=1)
     size = _sizes(sets, taps)
     order = np.lexsort((filter_, _keys(channel, sets), -size))
     channel, sets, filter_, size = channel[order], sets[order], filter_[order], size[order]
@@ -141,15 +132,3 @@ def _sizes(sets: Longs, taps: int) -> Longs:
     for tap in range(taps):
         size += (sets >> tap) & 1
     return size
-
-
-def _without_short(entries: Longs, taps: int, short: int) -> Longs:
-    """(channel, set, filter) with the sets of several taps that fewer than ``short`` filters share as single taps."""
-    _, which, counts = np.unique(_keys(*entries[:2]), return_inverse=True, return_counts=True)
-    rare = (counts[which.ravel()] < short) & (_sizes(entries[1], taps) > 1)
-    if not rare.any():
-        return entries
-    channel, sets, filter_ = entries[:, rare]
-    entry, tap = np.nonzero((sets[:, None] >> np.arange(taps)) & 1)
-    single = np.stack([channel[entry], np.int64(1) << tap, filter_[entry]])
-    return np.concatenate([entries[:, ~rare], single], axis=1)

@@ -34,7 +34,6 @@ from blockpunch.target import Target
 TILES = (5, 4, 3, 2)
 PREFETCH = 8
 """Lists that the input is fetched ahead; the columns end with as many spare lists."""
-_SHORT = 2  # lists of fewer filters are not worth their loads
 _SUMS_SHARE = 0.85  # of the first-level cache, for the sums of a block
 _MOST_L1 = 128 << 10  # the places of the sums are 16-bit numbers
 _SUM_TRAFFIC = 1.5  # cycles to fetch and put back one vector of sums
@@ -104,7 +103,7 @@ def _most_columns(target: Target, tile: int) -> int:
 
 def _blocks(layer: Layer, height: int, tile: int) -> list[list[Lists]]:
     nonzero, most = layer.weights != 0, _most_columns(layer.target, tile)
-    return [lists_of(nonzero[at:at + height], _taps(layer), most, _SHORT) for at in range(0, len(nonzero), height)]
+    return [lists_of(nonzero[at:at + height], _taps(layer), most) for at in range(0, len(nonzero), height)]
 
 
 def _tables(layer: Layer, blocks: list[list[Lists]], taps: list[int], choice: Choice, ctx: Context) -> dict[str, Any]:
@@ -146,7 +145,7 @@ def _cycles(layer: Layer, blocks: list[Runs], tile: int) -> float:
     size = layer.vectors / tiles
     total = len(layer.weights) * _SUM_CYCLES * size
     for block in blocks:
-        for k, lists, filters in block.lists(most, _SHORT):
+        for k, lists, filters in block.lists(most):
             each = max(k * size / FMA_PER_CYCLE, _SUM_TRAFFIC * size) + _FILTER_CYCLES
             total += filters * each + lists * (_LIST_CYCLES + k * size / 2)
     return tiles * total
