@@ -36,7 +36,7 @@ UNARY: dict[str, Unary] = {
     "Clip": _clip,
     "Sigmoid": lambda p, x, a: f"{p}sigmoid({x})",
     "Tanh": lambda p, x, a: f"{p}tanh({x})",
-    "Silu": lambda p, x, a: f"({x} * {p}sigmoid({x}))",
+    "Silu": lambda p, x, a: f"{p}silu({x})",
     "HardSwish": lambda p, x, a: f"({x} * {_unit(p, f'({x} * {number(1 / 6)} + 0.5f)')})",
     "HardSigmoid": lambda p, x, a: _unit(p, f"({x} * {number(a['alpha'])} + {number(a['beta'])})"),
     "LeakyRelu": lambda p, x, a: f"({p}max({x}, {p}set(0.0f)) + {number(a['alpha'])} * {p}min({x}, {p}set(0.0f)))",

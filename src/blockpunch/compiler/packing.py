@@ -8,7 +8,7 @@ dense.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,15 +42,34 @@ class Segment:
         return len(self.starts) - 1
 
 
-def row_orders(weights: Floats) -> Iterator[npt.NDArray[np.intp]]:
-    """Orders of the filters worth trying: as they are, and those with equal column lists side by side."""
-    yield np.arange(len(weights))
-    bits = np.packbits(weights != 0, axis=1)
-    yield np.lexsort(bits.T[::-1]) if bits.shape[1] <= 64 else np.argsort(_row_keys(bits), kind="stable")
+@dataclass(frozen=True)
+class RowOrder:
+    """Filters in an order that is worth trying.
+
+    Attributes:
+        height: P, filters per block.
+        grouped: whether filters with equal column lists were brought side by side.
+        rows: [filters] the filters in their new order.
+    """
+
+    height: int
+    grouped: bool
+    rows: npt.NDArray[np.intp]
 
 
-def _row_keys(bits: npt.NDArray[np.uint8]) -> npt.NDArray[np.void]:
-    return np.ascontiguousarray(bits).view(np.dtype((np.void, bits.shape[1]))).ravel()
+def row_orders(weights: Floats, heights: Sequence[int]) -> Iterator[RowOrder]:
+    """The filters as they are, for every block height, then those with equal column lists side by side.
+
+    Of every set of equal lists, as many as fill whole blocks come first; what is left over shares the last blocks.
+    """
+    for height in heights:
+        yield RowOrder(height, False, np.arange(len(weights)))
+    _, same, count = np.unique(np.packbits(weights != 0, axis=1), axis=0, return_inverse=True, return_counts=True)
+    order = np.argsort(same.ravel(), kind="stable")
+    place = np.arange(len(order)) - np.repeat(np.cumsum(count) - count, count)  # of a row in its set
+    for height in heights:
+        left_over = place >= np.repeat(count // height * height, count)
+        yield RowOrder(height, True, order[np.argsort(left_over, kind="stable")])
 
 
 def heights(filters: int, height: int) -> list[tuple[int, int]]:

@@ -36,17 +36,14 @@ class Filters(BlockedForm):
         """Every block height for which at least one row of the map fits the registers."""
         nonzero = layer.weights != 0
         found = []
-        for grouped, order in enumerate(row_orders(layer.weights)):
-            for height in HEIGHTS:
-                parts = max(height // layer.target.vector_floats, 1)
-                most = min((layer.target.registers - parts - 2) // (parts * layer.width), layer.rows, _MOST_ROWS)
-                if height > len(layer.weights) or most < 1:
-                    continue
-                segments = list(stored_columns(nonzero[order], height))
-                if all(p in HEIGHTS for p, _ in segments):
-                    choice = Choice(self.name, height, most, layer.vectors, bool(grouped))
-                    cycles = sum(_cycles(counts, p, most, layer) for p, counts in segments)
-                    found.append(Schedule(choice, order, cycles))
+        for order in row_orders(layer.weights, [height for height in HEIGHTS if height <= len(layer.weights)]):
+            parts = max(order.height // layer.target.vector_floats, 1)
+            most = min((layer.target.registers - parts - 2) // (parts * layer.width), layer.rows, _MOST_ROWS)
+            segments = list(stored_columns(nonzero[order.rows], order.height))
+            if most >= 1 and all(p in HEIGHTS for p, _ in segments):
+                choice = Choice(self.name, order.height, most, layer.vectors, order.grouped)
+                cycles = sum(_cycles(counts, p, most, layer) for p, counts in segments)
+                found.append(Schedule(choice, order.rows, cycles))
         return found
 
     def kernel(self, layer: Layer, height: int, choice: Choice, fields: dict[str, Any],

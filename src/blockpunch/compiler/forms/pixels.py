@@ -30,7 +30,6 @@ from blockpunch.target import Target
 
 HEIGHTS = (1, 2, 4, 6, 8, 12, 16)
 _STORE_CYCLES = 1.2
-_TOUCH_CYCLES = 40.0
 
 
 class Pixels(BlockedForm):
@@ -43,16 +42,13 @@ class Pixels(BlockedForm):
         """Every block height with tiles that fill the registers, and chunks of one tile, of a few, of the plane."""
         nonzero = layer.weights != 0
         found = []
-        for grouped, order in enumerate(row_orders(layer.weights)):
-            for height in HEIGHTS:
-                most = min(_tile_vectors(layer.target, height), layer.vectors)
-                if most == 0 or (height > len(layer.weights) and height > 1):
-                    continue
-                segments = list(stored_columns(nonzero[order], height))
-                for tile in sorted({most, max(most - 1, 1), max(most * 2 // 3, 1)}, reverse=True):
-                    for chunk in _chunks(tile, layer):
-                        choice = Choice(self.name, height, tile, chunk, bool(grouped))
-                        found.append(Schedule(choice, order, _cycles(segments, tile, chunk, layer)))
+        for order in row_orders(layer.weights, [h for h in HEIGHTS if h <= max(len(layer.weights), 1)]):
+            most = min(_tile_vectors(layer.target, order.height), layer.vectors)
+            segments = list(stored_columns(nonzero[order.rows], order.height)) if most else []
+            for tile in sorted({most, max(most - 1, 1), max(most * 2 // 3, 1)}, reverse=True) if most else []:
+                for chunk in _chunks(tile, layer):
+                    choice = Choice(self.name, order.height, tile, chunk, order.grouped)
+                    found.append(Schedule(choice, order.rows, _cycles(segments, tile, chunk, layer)))
         return found
 
     def kernel(self, layer: Layer, height: int, choice: Choice, fields: dict[str, Any],
@@ -93,24 +89,12 @@ def _cycles(segments: list[tuple[int, Ints]], tile: int, chunk: int, layer: Laye
     chunks = -(-layer.vectors // chunk)
     weight_bytes = sum(float(counts.sum()) * 4 * (height + 1) for height, counts in segments)
     total = chunks * weight_bytes / stream_bytes(weight_bytes + 64 * lines, target)
-    total += _first_touch(segments, chunks * lines, layer)
     for height, counts in segments:
         columns = float(counts.sum())
         for size, times in _tile_sizes(layer.vectors, chunk, tile):
             per_column = max(height * size / FMA_PER_CYCLE, FMA_LATENCY, load * size + BROADCAST_CYCLES * height)
             total += times * (columns * per_column + len(counts) * (TILE_CYCLES + _STORE_CYCLES * height * size))
     return total
-
-
-def _first_touch(segments: list[tuple[int, Ints]], lines: float, layer: Layer) -> float:
-    """Waiting for the lines of a map that the second-level cache does not hold, once per chunk.
-
-    A dense kernel reads a plane's rows one after the other, which the hardware foresees; one with gaps it does not.
-    """
-    if 64 * lines <= 2 * layer.target.l2_bytes or len(layer.node.attrs["taps"]) == 1:
-        return 0.0
-    stored = sum(float(counts.sum()) for _, counts in segments) / sum(len(counts) for _, counts in segments)
-    return float(_TOUCH_CYCLES * lines * min(1.0, 2 * (1 - stored / layer.weights.shape[1])))
 
 
 def _tile_sizes(vectors: int, chunk: int, tile: int) -> list[tuple[int, int]]:

@@ -76,13 +76,10 @@ def _columns(node: Node, weights: Array, x: View) -> tuple[Floats, Ints]:
 def _choose(matrix: Floats) -> tuple[np.ndarray[tuple[int], np.dtype[np.intp]], int, float]:
     best: tuple[np.ndarray[tuple[int], np.dtype[np.intp]], int, float] | None = None
     nonzero = matrix != 0
-    for order in row_orders(matrix):
-        ordered = nonzero[order]
-        for height in _HEIGHTS:
-            if height <= len(matrix):
-                cycles = sum(_cycles(counts, p) for p, counts in stored_columns(ordered, height))
-                if best is None or cycles < 0.995 * best[2]:
-                    best = order, height, cycles
+    for order in row_orders(matrix, [height for height in _HEIGHTS if height <= len(matrix)]):
+        cycles = sum(_cycles(counts, p) for p, counts in stored_columns(nonzero[order.rows], order.height))
+        if best is None or cycles < 0.995 * best[2]:
+            best = order.rows, order.height, cycles
     assert best is not None
     return best
 
