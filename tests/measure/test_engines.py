@@ -99,6 +99,17 @@ def test_isolated_peers_agree_with_onnx_runtime(name, tmp_path):
     assert result.clock == "cpu" and result.engines[name].runs > 3
 
 
+@pytest.mark.parametrize("name", [name for name, row in ENGINES.items() if row.isolated])
+def test_shapes_are_given_and_the_file_stays_as_it_is(name, tmp_path):
+    if ENGINES[name].version() is None:
+        pytest.skip(f"{name} is not installed here: {ENGINES[name].advice}")
+    path = write_network(tmp_path / "net.onnx", batch="N")
+    before = path.read_bytes()
+    result = bench_entries("x", [Entry(name, name, path)], shapes={"x": (1, 3, 12, 12)}, seconds=0.02)
+    assert result.engines[name].max_rel_error < 1e-4
+    assert path.read_bytes() == before and [file.name for file in tmp_path.iterdir()] == ["net.onnx"]
+
+
 def test_mnn_takes_a_batch_and_ncnn_refuses_one(tmp_path):
     if ENGINES["mnn"].version() is None or ENGINES["ncnn"].version() is None:
         pytest.skip("mnn or ncnn is not installed here")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -25,8 +27,11 @@ class DeepSparseRunner(LocalRunner):
         self._names = [value.name for value in graph.input if value.name not in constants]
         own = {value.name: [d.dim_value for d in value.type.tensor_type.shape.dim] for value in graph.input}
         wanted = [list((shapes or {}).get(name, own[name])) for name in self._names]
+        # DeepSparse writes batch and shapes into the file that it is given: it gets a copy, for as long as it runs.
+        self._folder = tempfile.TemporaryDirectory(prefix="blockpunch-")
+        copy = shutil.copy(path, self._folder.name)
         self._engine = guarded("deepsparse", path, lambda: deepsparse.Engine(
-            model=str(path), batch_size=wanted[0][0], num_cores=threads, input_shapes=wanted if shapes else None))
+            model=str(copy), batch_size=wanted[0][0], num_cores=threads, input_shapes=wanted if shapes else None))
 
     def run(self, inputs: Mapping[str, Array]) -> Sequence[Array]:
         """One inference."""
@@ -34,8 +39,9 @@ class DeepSparseRunner(LocalRunner):
         return outputs
 
     def close(self) -> None:
-        """Drop the engine."""
+        """Drop the engine and its copy of the model."""
         self._engine = None
+        self._folder.cleanup()
 
 
 ENGINE = Engine("deepsparse", "deepsparse", None, DeepSparseRunner, isolated=True, requirement="deepsparse==1.8.0")

@@ -32,6 +32,8 @@ def serve(connection: Connection, engine: str) -> None:
         try:
             verb, *values = connection.recv()
         except EOFError:
+            if runner is not None:
+                runner.close()
             return
         result: Any = None
         try:
