@@ -233,6 +233,7 @@ def test_layer_errors(tmp_path, monkeypatch):
     assert (plain["tail"]["block-punched:8x4", 2] > table.errors["tail"]["block-punched:4x1", 2]
             > plain["tail"]["unstructured", 2])
     assert LayerErrors.load(store) == table
+    assert table.sensitivity == sensitivity(model, images(), list(table.errors)) and min(table.sensitivity.values()) > 0
 
     class Interrupted(Exception):
         pass
@@ -302,6 +303,9 @@ def test_spread_is_the_optimum():
             c = (total / 2 - sizes[names[0]] * a - sizes[names[1]] * b) / sizes[names[2]]
             if 0 <= c <= 0.75:
                 assert cost(dict(zip(names, (1 / (1 - part) for part in (a, b, c)), strict=True))) >= mine - 1e-6
+    most = max(names, key=lambda name: found.layers[name].rate)
+    table.sensitivity = {most: 100.0}  # where it hurts, less is removed
+    assert spread(plan, layers, table, 2).layers[most].rate < found.layers[most].rate
     with pytest.raises(PlanError, match="reach"):
         spread(plan, layers, table, 5)
     with pytest.raises(PlanError, match="no errors"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +14,6 @@ from blockpunch.errors import PlanError
 from blockpunch.plan import Layer, Plan
 from blockpunch.pruning.layer_errors import LayerErrors, Progress, layer_errors
 from blockpunch.pruning.objectives import images_of
-from blockpunch.pruning.sensitivity import sensitivity
 from blockpunch.pruning.torch_prune import module_layers
 
 GRID = (1.1, 1.2, 1.35, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 6.0, 9.0, 14.0)
@@ -30,8 +29,8 @@ def rated(model: nn.Module, plan: Plan, batches: Iterable[Any], rate: float, *, 
           progress: Progress | None = None) -> Plan:
     """``plan`` with the rates that bring all its pruned layers together to ``rate`` at the least loss.
 
-    Errors of the layers (:func:`layer_errors`) are weighted by what they do to the network's answer
-    (:func:`sensitivity`), and the rates spread by :func:`spread`. Layers that one-shot pruning must skip keep theirs.
+    The errors of the layers (:func:`layer_errors`), weighted by what they do to the network's answer, decide
+    (:func:`spread`). Layers that one-shot pruning must skip keep theirs.
 
     Args:
         model: dense; left as it is.
@@ -49,12 +48,10 @@ def rated(model: nn.Module, plan: Plan, batches: Iterable[Any], rate: float, *, 
     images = [images_of(batch) for batch in batches]
     candidates = {name: [(entry.scheme, step) for step in grid(rate)] for name, entry in plan.pruned().items()}
     errors = layer_errors(model, images, candidates, store=store, progress=progress)
-    weights = sensitivity(model, images, list(errors.errors))
-    return spread(plan, layers, errors, rate, importance=weights)
+    return spread(plan, layers, errors, rate)
 
 
-def spread(plan: Plan, layers: Sequence[Layer], errors: LayerErrors, rate: float, *,
-           importance: Mapping[str, float] | None = None) -> Plan:
+def spread(plan: Plan, layers: Sequence[Layer], errors: LayerErrors, rate: float) -> Plan:
     """``plan`` with new rates: all its pruned layers together at ``rate``, each at the same error per weight removed.
 
     The error of a layer over its weights removed is taken as the lower convex hull of the points measured; the hull's
@@ -63,9 +60,8 @@ def spread(plan: Plan, layers: Sequence[Layer], errors: LayerErrors, rate: float
     Args:
         plan: says which layers are pruned, and by which scheme.
         layers: of the model.
-        errors: for the scheme of each pruned layer, at several rates.
+        errors: for the scheme of each pruned layer, at several rates; without a sensitivity a layer counts as 1.
         rate: weights before / weights kept, over all pruned layers.
-        importance: factor on a layer's errors; 1 where it is not named.
 
     Raises:
         PlanError: no errors for a layer's scheme, or they do not reach far enough for such a rate.
@@ -79,7 +75,7 @@ def spread(plan: Plan, layers: Sequence[Layer], errors: LayerErrors, rate: float
         if not table:
             raise PlanError(f"no errors for '{plan.layers[name].scheme}'", where=f"layer '{name}'",
                             fix="compute them with layer_errors()")
-        factor = (importance or {}).get(name, 1.0)
+        factor = errors.sensitivity.get(name, 1.0)
         points = sorted([(0.0, 0.0), *((sizes[name] * (1 - 1 / r), factor * e) for r, e in table.items())])
         segments += [(slope, index, name, width) for index, (slope, width) in enumerate(_hull(points))]
     left = sum(sizes[name] for name in names) * (1 - 1 / rate)

@@ -25,6 +25,7 @@ from blockpunch.pruning.looking import images_in, shared, unfit
 from blockpunch.pruning.norms import norms_behind
 from blockpunch.pruning.objectives import images_of
 from blockpunch.pruning.obs import LayerPruner
+from blockpunch.pruning.sensitivity import sensitivity
 from blockpunch.pruning.torch_prune import module_layers
 from blockpunch.schemes import Scheme
 
@@ -43,11 +44,13 @@ Progress = Callable[[int, int, str], None]
 class LayerErrors:
     """``errors[layer][(scheme, rate)]``: squared error of the layer's output over its energy (0: none, 1: all lost).
 
-    ``scheme`` is text such as ``"block-punched:8x4"``. ``skipped`` says why layers have none; ``source`` tells the
-    model and images from others.
+    ``scheme`` is text such as ``"block-punched:8x4"``. ``sensitivity[layer]`` is what an error of 1 there does to the
+    network's answer (:func:`blockpunch.pruning.sensitivity.sensitivity`): the sum of their products stands for the
+    network's loss. ``skipped`` says why layers have no errors; ``source`` tells the model and images from others.
     """
 
     errors: dict[str, dict[tuple[str, float], float]] = field(default_factory=dict)
+    sensitivity: dict[str, float] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     source: str = ""
 
@@ -56,7 +59,8 @@ class LayerErrors:
         layers = {name: [[scheme, rate, error] for (scheme, rate), error in table.items()]
                   for name, table in self.errors.items()}
         rows = ",\n".join(f"    {json.dumps(name)}: {json.dumps(table)}" for name, table in layers.items())
-        head = {"format": FORMAT, "version": VERSION, "source": self.source, "skipped": self.skipped}
+        head = {"format": FORMAT, "version": VERSION, "source": self.source, "skipped": self.skipped,
+                "sensitivity": self.sensitivity}
         write_text(path, json.dumps(head)[:-1] + f', "layers": {{\n{rows}\n}}}}\n')
 
     @classmethod
@@ -72,7 +76,7 @@ class LayerErrors:
                 raise ValueError(f"{data['format']} of version {data['version']}")
             errors = {str(name): {(str(scheme), float(rate)): float(error) for scheme, rate, error in rows}
                       for name, rows in data["layers"].items()}
-            return cls(errors, dict(data["skipped"]), str(data["source"]))
+            return cls(errors, dict(data["sensitivity"]), dict(data["skipped"]), str(data["source"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"no table of layer errors ({error})", where=str(path),
                             fix="remove the file; it is computed anew") from error
@@ -120,6 +124,10 @@ def layer_errors(model: nn.Module, batches: Iterable[Any], candidates: Mapping[s
         if progress is not None:
             progress(done, len(candidates), name)
     result.errors = {name: result.errors[name] for name in layers if name in result.errors}  # in the network's order
+    if result.errors.keys() - result.sensitivity.keys():
+        result.sensitivity = sensitivity(model, images, list(result.errors), seed=seed)
+        if store is not None:
+            result.save(store)
     return result
 
 
