@@ -37,8 +37,9 @@ PREFETCH = 8
 _SUMS_SHARE = 0.85  # of the first-level cache, for the sums of a block
 _MOST_L1 = 128 << 10  # the places of the sums are 16-bit numbers
 _SUM_TRAFFIC = 1.5  # cycles to fetch and put back one vector of sums
-_FILTER_CYCLES, _LIST_CYCLES, _SUM_CYCLES = 1.0, 8.0, 4.0
+_FILTER_CYCLES, _LIST_CYCLES, _SUM_CYCLES = 1.5, 10.0, 4.0
 """Beside the multiply-adds: of a filter in a list, of a list beside its loads, of the first and last use of a sum."""
+_FAR_CYCLES = 0.44  # per byte of maps that the last-level cache will not hold
 
 
 class Patterns(Form):
@@ -141,11 +142,13 @@ def _joined(arrays: list[Any], kind: type[np.generic]) -> Any:
 
 def _cycles(layer: Layer, blocks: list[Runs], tile: int) -> float:
     """Modelled cycles; the constants were fitted to layers with 4 of 9 taps inside a running network."""
-    tiles, most = -(-layer.vectors // tile), _most_columns(layer.target, tile)
+    target = layer.target
+    tiles, most = -(-layer.vectors // tile), _most_columns(target, tile)
     size = layer.vectors / tiles
     total = len(layer.weights) * _SUM_CYCLES * size
     for block in blocks:
         for k, lists, filters in block.lists(most):
             each = max(k * size / FMA_PER_CYCLE, _SUM_TRAFFIC * size) + _FILTER_CYCLES
             total += filters * each + lists * (_LIST_CYCLES + k * size / 2)
-    return tiles * total
+    maps = 4.0 * layer.vectors * target.vector_floats * (layer.channels + len(layer.weights))
+    return tiles * total + _FAR_CYCLES * max(maps - max(target.l3_bytes / 4, target.l2_bytes), 0)
