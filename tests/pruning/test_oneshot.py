@@ -198,6 +198,20 @@ def test_bad_weights_and_plans():
         prune_oneshot_(nn.Sequential(nn.Conv2d(3, 4, 1)), plan, images())
 
 
+def test_an_interrupt_leaves_the_model_dense():
+    model, threads = network(), threading.active_count()
+    before = copy.deepcopy(model.state_dict())
+
+    def interrupt(done, total, name):
+        if done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prune_oneshot_(model, Plan.uniform(module_layers(model), "unstructured", 2), images(), progress=interrupt)
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    assert threading.active_count() == threads
+
+
 def test_first_images():
     assert [len(batch) for batch in first_images([torch.zeros(4, 1), (torch.zeros(4, 1), 0)], 6)] == [4, 2]
     assert [len(batch) for batch in first_images([torch.zeros(4, 1)], 9)] == [4]

@@ -24,7 +24,7 @@ LARGEST = 10_000
 def grouped(layer: nn.Module) -> torch.Tensor:
     """A copy of the weight of a ``Conv2d`` or ``Linear`` as ``[conv groups, filters, columns]``."""
     groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
-    weight = layer.weight.detach().float().cpu().clone()
+    weight = layer.weight.detach().float().clone()
     return weight.reshape(groups, weight.shape[0] // groups, -1)
 
 
@@ -56,7 +56,7 @@ def input_columns(layer: nn.Module, x: torch.Tensor, generator: torch.Generator,
     chosen = torch.randperm(rows * across, generator=generator)[:positions]
     y = (chosen // across * step_y)[:, None, None] + gap_y * torch.arange(height)[:, None]
     z = (chosen % across * step_x)[:, None, None] + gap_x * torch.arange(width)
-    patches = x[:, :, y, z]  # [images, channels, positions, height, width]
+    patches = x[:, :, y.to(x.device), z.to(x.device)]  # [images, channels, positions, height, width]
     samples = patches.permute(1, 3, 4, 0, 2).flatten(3)
     return samples.reshape(layer.groups, -1, samples.shape[3])
 
@@ -73,11 +73,11 @@ class Moments:
         groups, _, columns = weight.shape
         self.weight, self.centred, self.count = weight, centred, 0
         self._shift: torch.Tensor | None = None
-        self._gram = torch.zeros(groups, columns, columns)
+        device = weight.device
+        self._gram = torch.zeros(groups, columns, columns, device=device)
         self._cross: torch.Tensor | None = None
-        self._x, self._d = (torch.zeros(groups, columns, dtype=torch.float64) for _ in range(2))
-        self._y = torch.zeros(weight.shape[:2], dtype=torch.float64)
-        self._energy = torch.zeros(weight.shape[:2], dtype=torch.float64)
+        self._x, self._d = (torch.zeros(groups, columns, dtype=torch.float64, device=device) for _ in range(2))
+        self._y, self._energy = (torch.zeros(weight.shape[:2], dtype=torch.float64, device=device) for _ in range(2))
 
     def add(self, x: torch.Tensor, d: torch.Tensor | None = None) -> None:
         """Take in samples ``[conv groups, columns, samples]``; without ``d`` the dense network feeds the same."""

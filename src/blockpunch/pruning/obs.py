@@ -126,18 +126,18 @@ class LayerPruner:
             return dense, self._mask(scheme, rate, energy.sqrt().expand_as(dense))
         if labels is not None and self.conv_groups == 1 and (labels == labels[0]).all() \
                 and len(np.unique(group_sizes(labels[:1]))) == 1:
-            return self._greedy(scheme, rate, torch.from_numpy(labels[0].copy()))
+            return self._greedy(scheme, rate, torch.from_numpy(labels[0].copy()).to(self.problem.gram.device))
         return self._search(scheme, rate)
 
     def _mask(self, scheme: Scheme, rate: float, weight: torch.Tensor) -> torch.Tensor:
-        mask = scheme.mask(weight.reshape(self.shape).numpy(), rate, conv_groups=self.conv_groups)
-        return torch.from_numpy(mask.copy()).reshape(self.problem.dense.shape)
+        mask = scheme.mask(weight.reshape(self.shape).cpu().numpy(), rate, conv_groups=self.conv_groups)
+        return torch.from_numpy(mask.copy()).reshape(weight.shape).to(weight.device)
 
     def _search(self, scheme: Scheme, rate: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Weights and mask by alternating directions."""
         problem = self.problem
         if self._inverse is None:
-            eye = torch.eye(problem.gram.shape[1], dtype=problem.gram.dtype)
+            eye = torch.eye(problem.gram.shape[1]).to(problem.gram)
             self._inverse = torch.cholesky_inverse(torch.linalg.cholesky(problem.gram + eye))
         weight, dual = problem.dense, torch.zeros_like(problem.dense)
         for step in range(1, self.steps + 1):
@@ -158,7 +158,7 @@ class LayerPruner:
             alive = members[mask[0, :, members[:, 0]].any(dim=0)]
             columns = alive.flatten()
             inverse = torch.cholesky_inverse(torch.linalg.cholesky(problem.gram[0][columns][:, columns]))
-            within = torch.arange(len(columns)).reshape(alive.shape)
+            within = torch.arange(len(columns), device=columns.device).reshape(alive.shape)
             blocks = inverse[within[:, :, None], within[:, None, :]]  # [groups, columns of a group, the same]
             weights = weight[0][:, alive].permute(1, 2, 0)
             saliency = (weights * torch.linalg.solve(blocks, weights)).sum(dim=(1, 2)).clamp_min(0)

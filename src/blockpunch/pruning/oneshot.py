@@ -55,7 +55,7 @@ def prune_oneshot_(model: nn.Module, plan: Plan, batches: Iterable[Any], *, seed
     """Prune ``model`` in place by ``plan``, every weight that stays made to fit.
 
     Args:
-        model: dense; it keeps its mode.
+        model: dense; it keeps its mode. Where anything fails, or is interrupted, it is left dense.
         plan: of this model: every layer of :func:`module_layers` is in it.
         batches: a few hundred unlabelled images as the model takes them, in batches (or sequences that begin with
             images). All are held in memory at once, with the activations of the layer that is worked on.
@@ -87,6 +87,9 @@ def prune_oneshot_(model: nn.Module, plan: Plan, batches: Iterable[Any], *, seed
                 work.layer(name, inputs)
                 if progress is not None:
                     progress(done, len(names), name)
+    except BaseException:
+        model.load_state_dict(dense.state_dict())  # half pruned is worse than not at all
+        raise
     finally:
         for module, mode in training.items():
             module.training = mode

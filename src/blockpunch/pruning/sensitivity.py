@@ -75,10 +75,11 @@ def _answer(outputs: Any, generator: torch.Generator) -> torch.Tensor:
         if output.ndim == 2 and output.shape[1] > 1:
             scores = output.detach()
             ready = bool((scores >= 0).all()) and bool((scores.sum(1) - 1).abs().max() < 1e-3)
-            drawn = torch.multinomial(scores if ready else scores.softmax(1), 1, generator=generator)
+            chances = (scores if ready else scores.softmax(1)).cpu()
+            drawn = torch.multinomial(chances, 1, generator=generator).to(output.device)
             logs = output.clamp_min(1e-8).log() if ready else output.log_softmax(1)
-            total = total + logs.gather(1, drawn).sum()
+            total = total + logs.gather(1, drawn).sum().cpu()
         else:
-            signs = torch.randint(0, 2, output.shape, generator=generator) * 2.0 - 1
-            total = total + (output * signs).sum() / output.detach().square().mean().sqrt().clamp_min(1e-12)
+            signs = (torch.randint(0, 2, output.shape, generator=generator) * 2.0 - 1).to(output.device)
+            total = total + ((output * signs).sum() / output.detach().square().mean().sqrt().clamp_min(1e-12)).cpu()
     return total
