@@ -73,7 +73,8 @@ peers: $(STAMP)
 	@.peers/deepsparse/bin/python -m pip install --quiet --disable-pip-version-check "deepsparse==1.8.0" "numpy<2"
 
 readme: $(STAMP)
-	@$(PY) benchmarks/readme_table.py
+	@$(PY) benchmarks/engine.py bars
+	@$(PY) benchmarks/engine.py publish
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis demo out

@@ -3,7 +3,7 @@
     make peers                               environments for the engines that cannot share ours (DeepSparse)
     python benchmarks/engine.py bars         one table; goes on where an interrupted run of the same code stopped
     python benchmarks/engine.py all          every table, each in a process of its own
-    python benchmarks/engine.py publish      write docs/engine-results.md and its pictures from what was measured
+    python benchmarks/engine.py publish      write docs/engine-results.md, its pictures and the README's table
 
 One pinned core, interleaved rounds, CPU time, medians; run it on a quiet machine. Rows are kept in out/engine/*.json.
 """
@@ -21,11 +21,13 @@ from typing import NamedTuple
 
 os.environ.pop("OPENBLAS_CORETYPE", None)  # a machine-wide choice of BLAS kernels may slow engines down
 
+from blockpunch.atomic import write_text
 from blockpunch.measure.machine import survey
 from engine_tables import bars, building, foreign, peers, rates, scaling
 from engine_tables.results import Row, Rows, Settings
 
 ROOT = Path(__file__).resolve().parents[1]
+BEGIN, END = "<!-- results: written by benchmarks/engine.py publish -->", "<!-- end of results -->"
 Plot = Callable[[dict[str, Row], Path], None]
 
 
@@ -77,14 +79,15 @@ def text(name: str, rows: dict[str, Row]) -> str:
     return f"## {PARTS[name].title}\n\n{PARTS[name].table(rows)}{note}\n"
 
 
-def publish(settings: Settings, docs: Path) -> None:
-    """Write the page of results and its pictures."""
-    machine = survey()
+def publish(settings: Settings, root: Path) -> None:
+    """Write the page of results with its pictures, and the table in the README."""
+    docs, machine = root / "docs", survey()
     versions = ", ".join(f"{peers.TITLES[name]} {version}" for name, version in peers.installed().items())
-    pages = ["# The engine, measured\n\nWritten by `python benchmarks/engine.py publish`. Float32, batch 1, one pinned "
-             f"core unless said; {machine.cpu}, {machine.isa}, FMA peak {2 * (machine.peak_gmacs or 0):.0f} GFLOP/s; "
-             f"medians of interleaved rounds in CPU time (two threads: wall clock). {versions}. A bold figure reaches "
-             "the bar beside it. Error: our largest difference from ONNX Runtime over the largest output.\n"]
+    how = (f"Float32, batch 1, one pinned core unless said; {machine.cpu}, {machine.isa}, FMA peak "
+           f"{2 * (machine.peak_gmacs or 0):.0f} GFLOP/s a core; medians of interleaved rounds in CPU time (two "
+           f"threads: wall clock). {versions}. Error: our largest difference from ONNX Runtime over the largest output.")
+    pages = ["# The engine, measured\n\nWritten by `python benchmarks/engine.py publish`. A bold figure reaches the "
+             f"bar beside it. {how}\n"]
     for name, part in PARTS.items():
         rows = Rows(name, settings).all(part.keys(settings))
         if not rows:
@@ -95,7 +98,11 @@ def publish(settings: Settings, docs: Path) -> None:
             part.plot(rows, docs / "pictures" / f"{name}.png")
             picture = f"\n![{part.title}](pictures/{name}.png)\n"
         pages.append(text(name, rows) + picture)
-    (docs / "engine-results.md").write_text("\n".join(pages), encoding="utf-8")
+    write_text(docs / "engine-results.md", "\n".join(pages))
+    if rows := Rows("bars", settings).all(bars.keys(settings)):
+        before, rest = (root / "README.md").read_text(encoding="utf-8").split(BEGIN)
+        table = f"{BEGIN}\n{bars.readme_table(rows)}\n\n{how}\n{END}"
+        write_text(root / "README.md", f"{before}{table}{rest.split(END)[1]}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -121,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     seconds = options.seconds or (part.seconds if part else 0.0)
     settings = Settings(options.output, seconds, options.tune, chosen, tuple(options.only))
     if part is None:
-        publish(settings, ROOT / "docs")
+        publish(settings, ROOT)
     else:
         print(run(options.part, settings))
 

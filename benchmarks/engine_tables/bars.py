@@ -121,6 +121,18 @@ def both_tables(rows: dict[str, Row]) -> str:
     return f"{table(rows)}\n\nWithout zeros:\n\n{dense_table(rows)}"
 
 
+def readme_table(rows: dict[str, Row]) -> str:
+    """The main table in short."""
+    lines = []
+    for network, row in rows.items():
+        best, ms = peers_by_time(row)[0], row["ms"]
+        lines.append([TITLES[network], f"{BARS[network].rate:g}", f"{best[1]:.2f} ({PEERS[best[0]]})", ms[DENSE],
+                      f"**{ms[PRUNED]:.2f}**", f"**{best[1] / ms[PRUNED]:.2f}×**", f"{ms[DENSE] / ms[PRUNED]:.2f}×",
+                      f"{row['error']:.0e}"])
+    return markdown(("network", "rate", "best dense peer, ms", "ours dense, ms", "ours pruned, ms",
+                     "best peer → pruned", "ours dense → pruned", "error"), lines)
+
+
 def avx2_tables(rows: dict[str, Row]) -> str:
     """Like :func:`both_tables`, with the bars that count there."""
     return f"{table(rows, AVX2_SLACK)}\n\nWithout zeros:\n\n{dense_table(rows)}"

@@ -86,6 +86,24 @@ def test_tables_of_made_up_rows(tmp_path):
     assert flat == {"1": 1.0, "2": 1.25}
 
 
+def test_publishing(settings, tmp_path):
+    import engine
+    from engine_tables.results import Rows
+
+    row = {"ms": {"ours dense": 10.0, "ours pruned": 2.0, "openvino": 9.0}, "error": 1e-6, "peak_share": 0.71,
+           "convolutions_peak_share": 0.8}
+    Rows("bars", settings).add("resnet50", row)
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "README.md").write_text(f"head\n{engine.BEGIN}\nold\n{engine.END}\ntail\n")
+    engine.publish(settings, tmp_path)
+    readme = (tmp_path / "README.md").read_text()
+    assert readme.startswith("head\n") and readme.endswith("\ntail\n") and "old" not in readme
+    assert "| ResNet-50 224 | 6 | 9.00 (OpenVINO) | 10.00 | **2.00** | **4.50×** | 5.00× | 1e-06 |" in readme
+    page = (tmp_path / "docs" / "engine-results.md").read_text()
+    assert "**4.50** (≥ 4.4)" in page and (tmp_path / "docs" / "pictures" / "bars.png").exists()
+    assert engine.BEGIN in (BENCHMARKS.parent / "README.md").read_text()
+
+
 def test_the_largest_pair_of_activations(small_onnx):
     from engine_tables.building import largest_pair
 
