@@ -84,8 +84,8 @@ def publish(settings: Settings, root: Path) -> None:
     docs, machine = root / "docs", survey()
     versions = ", ".join(f"{peers.TITLES[name]} {version}" for name, version in peers.installed().items())
     how = (f"Float32, batch 1, one pinned core unless said; {machine.cpu}, {machine.isa}, FMA peak "
-           f"{2 * (machine.peak_gmacs or 0):.0f} GFLOP/s a core; medians of interleaved rounds in CPU time (two "
-           f"threads: wall clock). {versions}. Error: our largest difference from ONNX Runtime over the largest output.")
+           f"{2 * (machine.peak_gmacs or 0):.0f} GFLOP/s; medians of interleaved rounds in CPU time (two threads: "
+           f"wall clock). {versions}. Error: our largest difference from ONNX Runtime, over the largest output.")
     pages = ["# The engine, measured\n\nWritten by `python benchmarks/engine.py publish`. A bold figure reaches the "
              f"bar beside it. {how}\n"]
     for name, part in PARTS.items():
