@@ -1,7 +1,7 @@
 """Train the dense CIFAR-10 networks that have no shared weights: VGG-16-BN, ResNet-18 and MobileNetV2.
 
-SGD with Nesterov momentum along a cosine, crops and mirrored images, bfloat16, on a GPU where there is one; on a CPU ask
-for fewer epochs. A run that was stopped goes on with the same command.
+SGD with Nesterov momentum along a cosine, crops and mirrored images, bfloat16, on a GPU where there is one; on a CPU
+ask for fewer epochs. A run that was stopped goes on with the same command.
 
     python benchmarks/train_cifar10.py resnet18-32 --data cifar-10-batches-py --out weights [--epochs 200]
 """
