@@ -60,6 +60,7 @@ const int at = row * {sh} - {top} + ky * {dh};
 if (at < 0 || at >= {h}) continue;
 const float *q = p + at * {x.strides[2]};
 float *l = line + {left};
+for (int j = 0; j < {w}; j += 16) __builtin_prefetch(q + j + {4 * x.strides[2]});
 int j = 0;
 if (rows++ == 0) {{
 for (; j + VL <= {w}; j += VL) v_store(l + j, v_load(q + j));

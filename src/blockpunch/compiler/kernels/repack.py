@@ -48,6 +48,7 @@ def _rows(x: View, y: View, py: int, columns: dict[int, int], step: tuple[int, i
     if x.strides[3] == 1 and sw <= 2:  # whole vectors inside the row
         stores = [f"v_store(o{px} + j, {('v_even', 'v_odd')[px] + '(a, b)' if sw == 2 else 'a'});" for px in columns]
         second = "const vf b = v_load(p + 2 * j + VL);" if sw == 2 else ""
+        lines.append(f"for (int i = 0; i < {w}; i += 16) __builtin_prefetch(p + i + {4 * sh * x.strides[2]});")
         lines.append(f"for (; {sw} * (j + VL) <= {w}; j += VL) {{ const vf a = v_load(p + {sw} * j); {second} "
                      f"{' '.join(stores)} }}")
     for px in columns:
