@@ -13,7 +13,7 @@ import blockpunch
 ROOT = Path(blockpunch.__file__).parent
 
 ORDER = ("errors", "data", "atomic", "target", "graph", "layers", "schemes", "plan", "pruning", "compiler", "manifest",
-         "artifact", "runtime", "tuning", "build", "measure", "report", "optimize", "cli", "__main__")
+         "artifact", "runtime", "tuning", "build", "measure", "mapping", "report", "optimize", "cli", "__main__")
 """From the ground up: each may import those to its left. ``import blockpunch`` itself counts as ``runtime``."""
 
 NUMPY_ALONE = ("errors", "atomic", "target", "manifest", "artifact", "runtime")

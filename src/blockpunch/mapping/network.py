@@ -1,0 +1,149 @@
+"""A network as the mapper sees it: its *items*, the steps whose weights can be pruned, and the rest.
+
+An item is a layer, or several that the compiler merges into one step (:mod:`blockpunch.compiler.merge`: a convolution
+in a shortcut and the one that it is added to). What is merged is timed together, and gets one choice together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from blockpunch.compiler import Choice, Program, compile_graph
+from blockpunch.errors import ModelError
+from blockpunch.graph.ir import Graph, Node
+from blockpunch.layers import Layer, kept_dense_by_default, prunable_layers
+from blockpunch.schemes import Scheme
+from blockpunch.target import Target
+from blockpunch.tuning import Tuner
+
+Cell = tuple[Scheme, float]
+"""A scheme and a rate (weights before / weights kept)."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One choice of the mapper.
+
+    Attributes:
+        step: the compiled step that computes it.
+        layers: what it holds, most often one layer.
+        key: its shapes and what is fused into it, readable; items of equal keys run alike, in any network.
+        dense_because: why it is left dense by default, or ''.
+    """
+
+    step: str
+    layers: tuple[Layer, ...]
+    key: str
+    dense_because: str = ""
+
+    @property
+    def name(self) -> str:
+        """Of its layers, for people."""
+        return " + ".join(layer.name for layer in self.layers)
+
+    @property
+    def weights(self) -> int:
+        """Of all its layers."""
+        return sum(layer.weights for layer in self.layers)
+
+
+@dataclass(frozen=True)
+class Network:
+    """An optimised graph, compiled for one target and so many threads, as items and the rest.
+
+    Raises:
+        ModelError: nothing in it can be pruned.
+    """
+
+    graph: Graph
+    target: Target
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        if not self.layers:
+            raise ModelError("has no layer that can be pruned", where=self.graph.name)
+
+    @cached_property
+    def layers(self) -> list[Layer]:
+        """The prunable layers, in the order in which they run."""
+        return prunable_layers(self.graph)
+
+    @cached_property
+    def schedules(self) -> dict[str, Choice]:
+        """What was tuned before for its dense layers: they compile as :func:`blockpunch.compile` compiles them."""
+        return Tuner(self.graph, self.target, self.threads).known()
+
+    @cached_property
+    def program(self) -> Program:
+        """The dense network, compiled."""
+        return self.compile(self.graph)
+
+    @cached_property
+    def items(self) -> list[Item]:
+        """In the order in which they run."""
+        layers, reasons = {layer.name: layer for layer in self.layers}, kept_dense_by_default(self.layers)
+        nodes = {node.name: node for node in self.graph}
+        by_path = {nodes[name].path: name for name in layers}
+        found = []
+        for step in self.program.steps:
+            if step.name not in layers:
+                continue
+            merged = [by_path[path] for path in step.path.split(" + ") if path in by_path and " + " in step.path]
+            names = list(dict.fromkeys([step.name, *merged]))
+            key = " & ".join(_key(nodes[name], self.graph) for name in names)
+            why = next((reasons[name] for name in names if name in reasons), "")
+            found.append(Item(step.name, tuple(layers[name] for name in names), key, why))
+        return found
+
+    @cached_property
+    def key(self) -> str:
+        """Tells this network from others, whatever its weights."""
+        rows = [(node.op, [self.graph.shape(name) for name in node.outputs], sorted(map(str, node.attrs.items())))
+                for node in self.graph]
+        return hashlib.sha256(repr(rows).encode()).hexdigest()[:16]
+
+    def compile(self, graph: Graph) -> Program:
+        """The program of this network's graph with other zeros; layers that have none keep what was tuned for them."""
+        nodes = {node.name: node for node in graph}
+        tuned = {name: choice for name, choice in self.schedules.items() if name in nodes
+                 and all(graph.constants.get(value) is self.graph.constants.get(value) for value in nodes[name].inputs)}
+        return compile_graph(graph, self.target, threads_hint=self.threads, choices=tuned)
+
+    def kept_macs(self, item: Item, graph: Graph) -> float:
+        """Multiply-accumulates that the non-zero weights of an item need in ``graph``, by themselves."""
+        nodes = {node.name: node for node in graph}
+        weights = [graph.constants[nodes[layer.name].inputs[1]] for layer in item.layers]
+        return sum(layer.macs * float(np.count_nonzero(weight)) / weight.size
+                   for layer, weight in zip(item.layers, weights, strict=True))
+
+    def pruned(self, cells: Mapping[str, Cell]) -> Graph:
+        """The graph with the smallest weights of each item (by its step) zeroed."""
+        items, out = {item.step: item for item in self.items}, self.graph.copy()
+        nodes = {node.name: node for node in self.graph}
+        for step, (scheme, rate) in cells.items():
+            for layer in items[step].layers:
+                name = nodes[layer.name].inputs[1]
+                weight = self.graph.constants[name]
+                mask = scheme.mask(weight, rate, conv_groups=layer.conv_groups)
+                out.constants[name] = np.where(mask, weight, np.zeros((), weight.dtype))
+        return out
+
+
+def _key(node: Node, graph: Graph) -> str:
+    """Shapes and fused operators of a layer: ``64x3x7x7 on 1x3x224x224, stride 2x2, pads 3x3x3x3, Relu``."""
+    parts = [f"{_by(graph.shape(node.inputs[1]))} on {_by(graph.shape(node.inputs[0]))}"]
+    plain = {"stride": 1, "pads": 0, "dilation": 1, "groups": 1}
+    for name, value in sorted(node.attrs.items()):
+        sizes = value if isinstance(value, tuple) else (value,)
+        if any(size != plain.get(name) for size in sizes):
+            parts.append(f"{name} {_by(sizes)}")
+    return ", ".join([*parts, *(fused.op for fused in node.epilogue)])
+
+
+def _by(sizes: Sequence[object]) -> str:
+    return "x".join(map(str, sizes))

@@ -1,0 +1,202 @@
+"""Measuring a latency table: whole networks in which every layer is pruned by another cell, step by step.
+
+A round gives each item the next cell that its shape still lacks, compiles the network, and times its steps while it
+runs: fusion, and what the caches hold, are those of a running network. Items of one shape share the work. The dense
+network runs in turns with it; how fast *it* runs just now tells how fast the machine is, and times are scaled by that.
+
+The compiler drops channels that nobody needs (:mod:`blockpunch.graph.passes.shrink`), so that whole filters or channels
+which go from one layer make its neighbours smaller, too. Such a neighbour's time is not that of its own cell: it is not
+stored, and the cell is measured in another round. The table holds what a cell does to its own layer.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from blockpunch.artifact import Artifact
+from blockpunch.compiler import Program, toolchain
+from blockpunch.errors import TargetError
+from blockpunch.mapping.grid import COARSE, DENSE, rates_for, schemes_for
+from blockpunch.mapping.network import Cell, Item, Network
+from blockpunch.mapping.table import LatencyTable, between, doubt
+from blockpunch.measure.engines.base import random_inputs
+from blockpunch.measure.pinning import pinned
+from blockpunch.runtime.session import Session
+
+Progress = Callable[[str, float, float], None]
+"""Called with a line of text, the rounds done, and how many there will be as far as is known."""
+
+DOUBT = 0.05
+"""A cell is measured where its interpolated time may be off by more than this part of it, ..."""
+NEGLIGIBLE = 3e-4
+"""... unless the difference, in all items of its shape, is less than this part of the network's time."""
+WHOLE = ("filter", "channel")
+"""Regularities that take whole channels away: neighbours do not get them in the same round."""
+TRIES = 6
+"""Rounds after which a cell is stored although neighbours have made its layer smaller."""
+TURNS = 3
+TURN_S, LEAST_RUNS = 0.12, 4
+
+
+@dataclass
+class _Queue:
+    """What the layers of one shape still lack."""
+
+    items: list[Item]
+    missing: list[Cell] = field(default_factory=list)
+
+
+def profile(network: Network, table: LatencyTable, progress: Progress | None = None) -> int:
+    """Measure what ``table`` lacks about ``network``; every round is on disk before the next one begins.
+
+    Returns:
+        How many rounds there were (networks that were compiled).
+
+    Raises:
+        TargetError: this machine cannot run code for the target.
+        OutputError: the table cannot be written.
+    """
+    runs_here, lacking = network.target.runs_here()
+    if not runs_here:
+        raise TargetError(f"cannot measure for {network.target.name} here: this CPU lacks {', '.join(lacking)}",
+                          fix="profile on such a machine")
+    rng, tries = np.random.default_rng(0), Counter[tuple[str, Cell]]()
+    done, start = 0, time.monotonic()
+    with ExitStack() as stack:
+        dense = None
+        while True:
+            queues = _queues(network, table)
+            left = max((-(-len(queue.missing) // len(queue.items)) for queue in queues), default=0)
+            if not left and table.rest(network) is not None:
+                return done
+            if dense is None:
+                dense = stack.enter_context(_session(network, network.program))
+            if progress:
+                rest_s = (time.monotonic() - start) / done * left if done else None
+                ends = "" if rest_s is None else f", about {rest_s:.0f} s to go"
+                progress(f"profiling: {len(table)} cells measured{ends}", done, done + left)
+            _round(network, table, _hand_out(network, queues, table, rng), dense, tries)
+            done += 1
+
+
+def wanted(item: Item, table: LatencyTable, whole_s: float, count: int = 1) -> list[Cell]:
+    """Cells of an item that are still to be measured.
+
+    Args:
+        item: of any network.
+        table: what is known.
+        whole_s: seconds of the network, 0 if that is not known.
+        count: items of the same shape in the network.
+    """
+    known = table.cells(item.key)
+    if (DENSE, 1.0) not in known:
+        return [(DENSE, 1.0)]
+    if any(layer.depthwise for layer in item.layers):
+        return []
+    found: list[Cell] = []
+    for scheme in schemes_for(item.layers[0]):
+        rates = rates_for(scheme, item.layers[0])
+        coarse = [rate for rate in rates if rate in COARSE or rate == rates[-1]]
+        missing = [rate for rate in coarse if (scheme, rate) not in known]
+        if not missing:
+            curve = table.curve(item.key, scheme)
+            for rate in set(rates) - curve.keys():
+                off = doubt(curve, rate)
+                if off > DOUBT * between(curve, rate) and off * count > NEGLIGIBLE * whole_s:
+                    missing.append(rate)
+        found += [(scheme, rate) for rate in sorted(missing)]
+    return found
+
+
+def _queues(network: Network, table: LatencyTable) -> list[_Queue]:
+    by_key: dict[str, _Queue] = {}
+    for item in network.items:
+        by_key.setdefault(item.key, _Queue([])).items.append(item)
+    whole = table.dense_seconds(network) or 0.0
+    for queue in by_key.values():
+        queue.missing = wanted(queue.items[0], table, whole, len(queue.items))
+    return list(by_key.values())
+
+
+def _hand_out(network: Network, queues: list[_Queue], table: LatencyTable,
+              rng: np.random.Generator) -> dict[str, Cell]:
+    """Step -> cell of the next round, in random order, so that no round prunes all layers alike.
+
+    An item with nothing left repeats a cell that leaves its neighbours alone: the table holds medians.
+    """
+    by_key = {queue.items[0].key: queue for queue in queues}
+    missing = {key: [queue.missing[i] for i in rng.permutation(len(queue.missing))] for key, queue in by_key.items()}
+    given: dict[str, Cell] = {}
+    whole_before = False
+    for item in network.items:
+        waiting = missing[item.key]
+        fits = [cell for cell in waiting if not (whole_before and cell[0].regularity in WHOLE)]
+        if fits:
+            given[item.step] = fits[0]
+            waiting.remove(fits[0])
+        else:
+            known = [(scheme, rate) for scheme, rate in table.cells(item.key)
+                     if rate <= COARSE[0] and scheme.regularity not in WHOLE] or [(DENSE, 1.0)]
+            given[item.step] = known[int(rng.integers(len(known)))]
+        whole_before = given[item.step][0].regularity in WHOLE
+    return given
+
+
+def _round(network: Network, table: LatencyTable, cells: Mapping[str, Cell], dense: Session,
+           tries: Counter[tuple[str, Cell]]) -> None:
+    """Compile, measure and store one network."""
+    pruned = {step: cell for step, cell in cells.items() if cell[1] > 1}
+    graph = network.pruned(pruned)
+    program = network.compile(graph) if pruned else network.program
+    with _session(network, program) if pruned else nullcontext(dense) as session:
+        trial, beside = _least(session, dense, program, network.program)
+    whole = sum(beside.values())
+    pace = whole / (table.dense_seconds(network) or whole)
+    macs: Counter[str] = Counter()
+    for step in program.steps:
+        macs[step.name] += step.kept_macs
+    found = {}
+    for item in network.items:
+        cell = cells[item.step]
+        tries[item.key, cell] += 1
+        if macs[item.step] >= 0.99 * network.kept_macs(item, graph) or tries[item.key, cell] >= TRIES:
+            found[item.step] = (item.key, cell, trial.get(item.step, 0.0) / pace)
+    steps = {item.step for item in network.items}
+    rest = sum(seconds for name, seconds in trial.items() if name not in steps)
+    table.add(network, found, rest / pace, whole / pace)
+
+
+def _session(network: Network, program: Program) -> Session:
+    sources = {**program.source, **toolchain.runtime_sources()}
+    built = toolchain.find_compiler(network.target).build(sources, network.target)
+    return Session(Artifact.from_program(program, network.target, {}, built), threads=network.threads)
+
+
+def _least(trial: Session, dense: Session, trial_program: Program,
+           dense_program: Program) -> tuple[dict[str, float], dict[str, float]]:
+    """The least seconds of each step of both, run in turns; the first run of a turn warms the caches up."""
+    inputs = random_inputs({spec.name: spec.shape for spec in trial.inputs})
+    rows: tuple[list[list[float]], list[list[float]]] = ([], [])
+    with pinned(trial.threads):
+        for _ in range(TURNS):
+            for session, into in zip((dense, trial), rows, strict=True):
+                session.run(inputs)
+                stop, runs = time.perf_counter() + TURN_S, 0
+                while runs < LEAST_RUNS or time.perf_counter() < stop:
+                    into.append(list(session.run_profiled(inputs)[1]))
+                    runs += 1
+    beside, times = (np.min(row, axis=0) for row in rows)
+    return _by_step(trial_program, times), _by_step(dense_program, beside)
+
+
+def _by_step(program: Program, seconds: np.typing.NDArray[np.float64]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for step, taken in zip(program.steps, seconds, strict=True):
+        found[step.name] = found.get(step.name, 0.0) + float(taken)
+    return found

@@ -1,0 +1,242 @@
+"""The latency table: measured seconds of layer shapes under schemes and rates, on one device, with one set of kernels.
+
+A JSON-lines file that is only ever appended to: a header that says where it was measured, then a line for each
+measurement. What was measured stays through any interruption, and networks that share layer shapes share lines.
+"""
+
+from __future__ import annotations
+
+import bisect
+import json
+import math
+import os
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from blockpunch.atomic import make_folder, output_error
+from blockpunch.errors import DataError
+from blockpunch.mapping.grid import DENSE
+from blockpunch.mapping.network import Cell, Item, Network
+from blockpunch.measure.machine import cpu_name
+from blockpunch.schemes import Scheme
+from blockpunch.target import Target
+from blockpunch.tuning import kernel_version
+
+FORMAT = "blockpunch-latency-table"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Seconds of a whole network under a plan.
+
+    Attributes:
+        seconds: in all.
+        items: step of each item -> its seconds.
+        rest: seconds of the steps that have no weights to prune.
+        interpolated: steps whose cell was not measured itself.
+    """
+
+    seconds: float
+    items: dict[str, float]
+    rest: float
+    interpolated: tuple[str, ...]
+
+
+class LatencyTable:
+    """A table in the file ``path``, for one target and so many threads.
+
+    Args:
+        path: read if it is there, made by the first measurement if not.
+        target: that the layers are compiled for.
+        threads: that they run on.
+        model: the file that the user profiles or maps, for the advice in messages.
+
+    Raises:
+        DataError: the file is something else, or was measured on another device, with other kernels or threads.
+    """
+
+    def __init__(self, path: str | Path, target: Target, threads: int = 1, *, model: str = "MODEL") -> None:
+        self.path, self.target, self.threads, self.model = Path(path), target, threads, model
+        self._cells: dict[str, dict[Cell, list[float]]] = {}
+        self._rest: dict[str, list[float]] = {}
+        self._dense: dict[str, float] = {}
+        self._broken_tail = False
+        if self.path.exists():
+            self._read()
+
+    @property
+    def header(self) -> dict[str, Any]:
+        """Where and with what its lines are measured."""
+        return {"format": FORMAT, "version": VERSION, "cpu": cpu_name(), "target": self.target.name,
+                "kernels": kernel_version(), "threads": self.threads}
+
+    def __len__(self) -> int:
+        return sum(len(cells) for cells in self._cells.values())
+
+    def cells(self, key: str) -> dict[Cell, float]:
+        """The measured cells of the layers of a key, and their seconds (the median of all measurements)."""
+        return {cell: statistics.median(times) for cell, times in self._cells.get(key, {}).items()}
+
+    def dense_seconds(self, network: Network) -> float | None:
+        """The dense network when it was first measured: what later measurements are held against."""
+        return self._dense.get(network.key)
+
+    def rest(self, network: Network) -> float | None:
+        """Seconds of all steps without weights to prune."""
+        times = self._rest.get(network.key)
+        return statistics.median(times) if times else None
+
+    def add(self, network: Network, cells: Mapping[str, tuple[str, Cell, float]], rest: float, dense: float) -> None:
+        """Remember one run of a network, now and on disk, in one write.
+
+        Args:
+            network: that ran.
+            cells: step -> (key, cell, seconds).
+            rest: seconds of its other steps.
+            dense: seconds of the dense network beside it.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        records: list[dict[str, Any]] = [{"network": network.key, "name": network.graph.name, "rest": rest,
+                                          "dense": dense}]
+        records += [{"layer": key, "scheme": str(scheme), "rate": rate, "seconds": seconds}
+                    for key, (scheme, rate), seconds in cells.values()]
+        new = not self.path.exists()
+        text = "".join(json.dumps(record) + "\n" for record in ([self.header] if new else []) + records)
+        make_folder(self.path.parent)
+        try:
+            with self.path.open("ab") as file:
+                file.write((("\n" if self._broken_tail else "") + text).encode())
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise output_error(error, self.path) from error
+        self._broken_tail = False
+        for record in records:
+            self._take(record)
+
+    def estimate(self, key: str, scheme: Scheme, rate: float) -> tuple[float, bool] | None:
+        """(seconds, whether this very cell was measured), or None where nothing is known.
+
+        Between measured rates the seconds go with the weights that are kept, 1/rate; beyond the highest one they stay.
+        """
+        curve = self.curve(key, scheme)
+        if not curve:
+            return None
+        if rate in curve:
+            return curve[rate], True
+        return between(curve, rate), False
+
+    def curve(self, key: str, scheme: Scheme) -> dict[float, float]:
+        """Rate -> measured seconds under a scheme, rate 1 being the dense layer; empty if the scheme has none."""
+        cells = self.cells(key)
+        if (DENSE, 1.0) not in cells:
+            return {}
+        found = {rate: seconds for (known, rate), seconds in sorted(cells.items(), key=lambda item: item[0][1])
+                 if known == scheme}
+        return {1.0: cells[DENSE, 1.0]} | found if found else {}
+
+    def predict(self, network: Network, choices: Mapping[str, Cell]) -> Prediction:
+        """Seconds of ``network`` with each item (by its step) under its cell; items that are not named are dense.
+
+        Raises:
+            DataError: the table has nothing about the network, or about a scheme on one of its layers.
+        """
+        rest = self.rest(network)
+        if rest is None:
+            raise DataError(f"holds nothing about {network.graph.name}", where=str(self.path), fix=self.advice)
+        seconds, guessed = {}, []
+        for item in network.items:
+            scheme, rate = choices.get(item.step, (DENSE, 1.0))
+            found = self.estimate(item.key, scheme, rate) if rate > 1 else (self.dense(item), True)
+            if found is None:
+                raise DataError(f"holds nothing about '{scheme}' on {item.name}", where=str(self.path), fix=self.advice)
+            seconds[item.step] = found[0]
+            if not found[1]:
+                guessed.append(item.step)
+        return Prediction(rest + sum(seconds.values()), seconds, rest, tuple(guessed))
+
+    def dense(self, item: Item) -> float:
+        """Seconds of the dense layer.
+
+        Raises:
+            DataError: it was not measured.
+        """
+        times = self._cells.get(item.key, {}).get((DENSE, 1.0))
+        if times is None:
+            raise DataError(f"holds nothing about {item.name}", where=str(self.path), fix=self.advice)
+        return statistics.median(times)
+
+    @property
+    def advice(self) -> str:
+        """The command that measures what is missing."""
+        threads = "" if self.threads == 1 else f" --threads {self.threads}"
+        return f"blockpunch profile {self.model} -o {self.path}{threads}"
+
+    def _read(self) -> None:
+        try:
+            text = self.path.read_text(encoding="utf-8")
+            head, *lines = text.split("\n")
+            header = json.loads(head)
+            if header["format"] != FORMAT or header["version"] != VERSION:
+                raise ValueError
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError("is not a latency table", where=str(self.path), fix="name another file") from error
+        words = {"cpu": "on another CPU", "target": "for another target", "kernels": "with other kernels",
+                 "threads": "with another number of threads"}
+        for field, word in words.items():
+            if header.get(field) != self.header[field]:
+                raise DataError(f"was measured {word} ({header.get(field)}, not {self.header[field]})",
+                                where=str(self.path), fix=f"measure it anew: {self.advice} --renew")
+        self._broken_tail = bool(lines) and lines[-1] != ""
+        for line in lines:
+            try:
+                self._take(json.loads(line))
+            except (ValueError, KeyError, TypeError):
+                continue  # the last line of an interrupted write
+
+    def _take(self, record: dict[str, Any]) -> None:
+        if "network" in record:
+            self._rest.setdefault(record["network"], []).append(float(record["rest"]))
+            self._dense.setdefault(record["network"], float(record["dense"]))
+        else:
+            cell = Scheme.parse(record["scheme"]), float(record["rate"])
+            self._cells.setdefault(record["layer"], {}).setdefault(cell, []).append(float(record["seconds"]))
+
+
+def between(curve: Mapping[float, float], rate: float) -> float:
+    """Seconds at a rate that was not measured, linear in 1/rate, as work is; ``curve`` maps rates, rising, to seconds.
+
+    Beyond the highest rate they stay.
+    """
+    rates = list(curve)
+    at = bisect.bisect_left(rates, rate)
+    if at == len(rates):
+        return curve[rates[-1]]
+    low, high = rates[at - 1], rates[at]
+    return curve[low] + (curve[high] - curve[low]) * (1 / low - 1 / rate) / (1 / low - 1 / high)
+
+
+def doubt(curve: Mapping[float, float], rate: float) -> float:
+    """How far :func:`between` may be off at ``rate``, in seconds.
+
+    At most the difference to being linear in log(rate), which a layer that something else than work binds comes nearer
+    to; and no more than it is off at the measured rates around, each seen from its own neighbours. Rate 1 is left out
+    of that: dense layers run in other forms.
+    """
+    rates = list(curve)
+    at = bisect.bisect_left(rates, rate)
+    if at == len(rates):
+        return 0.0
+    low, high = rates[at - 1], rates[at]
+    by_log = curve[low] + (curve[high] - curve[low]) * math.log(rate / low) / math.log(high / low)
+    widest = abs(by_log - between(curve, rate))
+    inner = [r for r in (low, high) if r not in (rates[0], rates[1], rates[-1])]
+    if low == rates[0] or not inner:
+        return widest
+    return min(widest, max(abs(curve[r] - between({k: v for k, v in curve.items() if k != r}, r)) for r in inner))

@@ -1,0 +1,100 @@
+"""Measuring a table: it ends, goes on after an interruption, and a second network takes what it shares."""
+
+from __future__ import annotations
+
+import json
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from blockpunch.mapping import LatencyTable, Network, profile
+from blockpunch.mapping.grid import DENSE, RATES
+from blockpunch.mapping.network import Cell
+
+module = __import__("blockpunch.mapping.profile", fromlist=["profile"])
+
+
+@pytest.fixture
+def compiled(network: Network, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Cell]]:
+    """Nothing is built or run: the seconds of a step are its kept multiply-adds. Returns what was asked for."""
+    asked: list[dict[str, Cell]] = []
+    prune = Network.pruned
+
+    def spy(self: Network, cells: dict[str, Cell]) -> Any:
+        asked.append(dict(cells))
+        return prune(self, cells)
+
+    def times(trial: Any, dense: Any, program: Any, dense_program: Any) -> Any:
+        return tuple({step.name: 1e-9 * (step.kept_macs + 1) for step in p.steps} for p in (program, dense_program))
+
+    monkeypatch.setattr(Network, "pruned", spy)
+    monkeypatch.setattr(module, "_session", lambda network, program: nullcontext(program))
+    monkeypatch.setattr(module, "_least", times)
+    return asked
+
+
+def test_an_interrupted_profile_goes_on_and_measures_nothing_twice(
+        network: Network, tmp_path: Path, compiled: list[dict[str, Cell]]) -> None:
+    path, second = tmp_path / "t.jsonl", network.items[1]
+
+    def stop(text: str, done: float, total: float) -> None:
+        if done == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        profile(network, LatencyTable(path, network.target), stop)
+    before = [cells[second.step] for cells in compiled if second.step in cells]
+    assert len(before) == 4  # the first round is dense
+    assert sum(len(LatencyTable(path, network.target).cells(item.key)) for item in network.items) > 5
+    profile(network, LatencyTable(path, network.target))
+    table = LatencyTable(path, network.target)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    measured = [(line["scheme"], line["rate"]) for line in lines if line.get("layer") == second.key]
+    assert len(set(measured)) == len(measured) == len(table.cells(second.key))
+    regularities = {scheme.regularity for scheme, _ in table.cells(second.key)}
+    assert regularities == {"dense", "unstructured", "filter", "channel", "pattern", "block", "block-punched"}
+    assert profile(network, table) == 0
+
+
+def test_predictions_between_rates_are_near(network: Network, tmp_path: Path, compiled: list[dict[str, Cell]]) -> None:
+    """Time that goes with the work is known at every rate, though few were measured."""
+    table = LatencyTable(tmp_path / "t.jsonl", network.target)
+    profile(network, table)
+    second = network.items[1]
+    scheme = next(s for s, _ in table.cells(second.key) if str(s) == "block-punched:8x1")
+    measured = [rate for rate in RATES if (scheme, rate) in table.cells(second.key)]
+    assert len(measured) < len(RATES)
+    for rate in RATES:
+        predicted = table.predict(network, {second.step: (scheme, rate)}).items[second.step]
+        macs = network.kept_macs(second, network.pruned({second.step: (scheme, rate)}))
+        assert predicted == pytest.approx(1e-9 * macs, rel=0.15), rate
+
+
+def test_a_network_that_shares_its_layers_needs_one_round(network: Network, tmp_path: Path,
+                                                          compiled: list[dict[str, Cell]]) -> None:
+    from dataclasses import replace
+
+    table = LatencyTable(tmp_path / "t.jsonl", network.target)
+    profile(network, table)
+    graph = network.graph.copy()
+    graph.nodes = [replace(node, attrs={**node.attrs, "mark": 1}) if node.op == "Flatten" else node for node in graph]
+    other = Network(replace(graph, name="other"), network.target)
+    assert other.key == network.key or profile(other, table) == 1
+
+
+def test_a_real_round(network: Network, tmp_path: Path) -> None:
+    """Built and run: one dense and one pruned network."""
+    table = LatencyTable(tmp_path / "t.jsonl", network.target)
+
+    def stop(text: str, done: float, total: float) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        profile(network, table, stop)
+    second = network.items[1]
+    assert (DENSE, 1.0) in table.cells(second.key) and len(table) > len(network.items)
+    assert all(0 < seconds < 1 for item in network.items for seconds in table.cells(item.key).values())
+    assert table.rest(network) is not None

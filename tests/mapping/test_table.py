@@ -1,0 +1,88 @@
+"""The latency table: what is on disk, what is refused, what is interpolated."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from mapping_cases import fill
+
+from blockpunch.errors import DataError
+from blockpunch.mapping import LatencyTable, Network
+from blockpunch.mapping.grid import DENSE
+from blockpunch.mapping.table import between, doubt
+from blockpunch.schemes import Scheme
+
+BLOCK = Scheme("block-punched", (8, 4))
+
+
+def test_what_is_added_is_read_again(tmp_path: Path, network: Network) -> None:
+    path = tmp_path / "t.jsonl"
+    made = fill(LatencyTable(path, network.target), network)
+    read = LatencyTable(path, network.target)
+    assert len(read) == len(made) > 50
+    assert read.predict(network, {}) == made.predict(network, {})
+    second = network.items[1]
+    assert read.cells(second.key) == made.cells(second.key)
+
+
+def test_a_torn_line_is_passed_over_and_the_next_one_is_whole(tmp_path: Path, network: Network) -> None:
+    path = tmp_path / "t.jsonl"
+    item = network.items[1]
+    LatencyTable(path, network.target).add(network, {item.step: (item.key, (DENSE, 1.0), 2.0)}, 1.0, 3.0)
+    with path.open("a") as file:
+        file.write('{"layer": "64x32')
+    torn = LatencyTable(path, network.target)
+    assert torn.dense(item) == 2.0
+    torn.add(network, {item.step: (item.key, (BLOCK, 2.0), 1.0)}, 1.0, 3.0)
+    assert LatencyTable(path, network.target).cells(item.key) == {(DENSE, 1.0): 2.0, (BLOCK, 2.0): 1.0}
+
+
+@pytest.mark.parametrize("field, value, word", [("cpu", "Z80", "another CPU"), ("kernels", "0", "other kernels"),
+                                                ("threads", 7, "number of threads"), ("target", "x", "target")])
+def test_tables_of_other_devices_and_kernels_are_refused(tmp_path: Path, network: Network, field: str, value: object,
+                                                         word: str) -> None:
+    path = tmp_path / "t.jsonl"
+    head = LatencyTable(path, network.target).header | {field: value}
+    path.write_text(json.dumps(head) + "\n")
+    with pytest.raises(DataError, match=word) as caught:
+        LatencyTable(path, network.target, model="net.onnx")
+    assert f"blockpunch profile net.onnx -o {path} --renew" in str(caught.value)
+
+
+def test_other_files_are_refused_and_left_alone(tmp_path: Path, network: Network) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("my notes\n")
+    with pytest.raises(DataError, match="not a latency table"):
+        LatencyTable(path, network.target)
+    assert path.read_text() == "my notes\n"
+
+
+def test_unknown_layers_name_the_command(tmp_path: Path, network: Network) -> None:
+    with pytest.raises(DataError, match=r"blockpunch profile net\.onnx"):
+        LatencyTable(tmp_path / "t.jsonl", network.target, model="net.onnx").predict(network, {})
+
+
+def test_between_measured_rates_seconds_go_with_the_weights_kept() -> None:
+    curve = {1.0: 10.0, 2.0: 5.0, 8.0: 1.25}
+    assert between(curve, 4.0) == pytest.approx(2.5)
+    assert between(curve, 20.0) == 1.25
+    assert between({1.0: 3.0, 4.0: 3.0}, 2.0) == 3.0
+
+
+def test_doubt_is_small_only_where_measured_rates_bear_the_interpolation_out() -> None:
+    by_work = {1.0: 10.0, 2.0: 5.0, 6.0: 10 / 6, 24.0: 10 / 24}
+    assert doubt(by_work, 4.0) < 1e-9
+    assert doubt(by_work, 1.5) > 0.4  # between dense and the first pruned rate nothing bears it out
+    kinked = {**by_work, 6.0: 4.0}
+    assert doubt(kinked, 4.0) > 0.1
+    assert doubt(by_work, 30.0) == 0
+
+
+def test_the_median_of_repeated_measurements_counts(tmp_path: Path, network: Network) -> None:
+    made = LatencyTable(tmp_path / "t.jsonl", network.target)
+    item = network.items[0]
+    for seconds in (1.0, 9.0, 2.0):
+        made.add(network, {item.step: (item.key, (DENSE, 1.0), seconds)}, 0.5, 1.0)
+    assert made.dense(item) == 2.0
