@@ -15,7 +15,11 @@ from torch import nn  # noqa: E402
 
 from blockpunch.errors import DataError, ModelError, PlanError, SelectorError  # noqa: E402
 from blockpunch.plan import Plan  # noqa: E402
-from blockpunch.pruning import Pruner, module_layers  # noqa: E402
+from blockpunch.pruning import (  # noqa: E402
+    Pruner,
+    lockstep,
+    module_layers,
+)
 from blockpunch.pruning import layer_errors as layer_errors_module  # noqa: E402
 from blockpunch.pruning.allocate import spread  # noqa: E402
 from blockpunch.pruning.layer_errors import LayerErrors, layer_errors  # noqa: E402
@@ -196,6 +200,24 @@ def test_bad_weights_and_plans():
         prune_oneshot_(good, Plan.uniform(module_layers(good), "unstructured", 2), [1e30 * batch for batch in images()])
     with pytest.raises(PlanError):
         prune_oneshot_(nn.Sequential(nn.Conv2d(3, 4, 1)), plan, images())
+
+
+def test_more_batches_join_where_maps_are_small(monkeypatch):
+    """A budget of memory lets few batches through the first layers; those that start later see the changed layers."""
+    monkeypatch.setattr(lockstep, "FEWEST", 0)
+    monkeypatch.setattr(lockstep, "MEMORY", 3 * 2 * 4 * 16 * 14 * 14 * 40)  # 40 images where 16 channels come in
+    dense, batches, seen = network(), images(), []
+    model = copy.deepcopy(dense)
+    with stops([dense, model], batches, ["body.0", "body.3", "tail", "head"]) as stopped:
+        for name, inputs in stopped:
+            seen.append((name, len(inputs)))
+            if name == "body.0":
+                with torch.no_grad():
+                    model.body[0].weight.zero_()
+            elif name == "body.3":
+                constant = model.body[2](torch.relu(model.body[0].bias)[:, None, None].expand(24, 14, 14)[None])
+                assert all(torch.allclose(x, constant.expand_as(x), atol=1e-5) for _, x in inputs)
+    assert seen == [("body.0", 1), ("body.3", 1), ("tail", 1), ("head", 4)]
 
 
 def test_an_interrupt_leaves_the_model_dense():

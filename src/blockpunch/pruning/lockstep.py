@@ -4,6 +4,9 @@ Layer-wise pruning has to see the inputs that the already pruned layers before i
 every layer costs (layers)^2 / 2; cutting it into pieces needs a graph. Here every batch runs in a thread of its own,
 which stops in a hook before each layer; when all batches have stopped the layer is changed, and all go on. That is one
 forward pass in all, of any torch module, and only tensors that are still needed are held. One thread runs at a time.
+
+The first layers of most networks have the largest maps, and the most samples per image: there a part of the batches is
+enough. The others start later, through the layers that are already changed, when what they hold fits into memory.
 """
 
 from __future__ import annotations
@@ -17,6 +20,13 @@ import torch
 from torch import nn
 
 from blockpunch.errors import ModelError
+
+MEMORY = 2e9
+"""Bytes of activations that all runs together should hold."""
+FEWEST = 64
+"""Images that run from the start in any case."""
+HELD = 3
+"""Tensors of the size of a layer's input that a run holds about there: input, shortcut, output."""
 
 _current = threading.local()
 
@@ -98,7 +108,7 @@ def stops(models: Sequence[nn.Module], batches: Sequence[Any],
             for name in layers:
                 hooks.append(modules[name].register_forward_pre_hook(
                     lambda _, inputs, name=name: _current.run.stop_before(name, inputs[0])))
-        yield _stops(runs)
+        yield _stops(runs, [len(batch) for batch in batches], _room(models, batches[0][:1], layers))
     finally:
         for run in (run for group in runs for run in group):
             run.close()
@@ -106,17 +116,38 @@ def stops(models: Sequence[nn.Module], batches: Sequence[Any],
             hook.remove()
 
 
-def _stops(runs: list[list[_Run]]) -> Iterator[tuple[str, list[tuple[torch.Tensor, ...]]]]:
-    while True:
-        for run in (run for group in runs for run in group):
+def _room(models: Sequence[nn.Module], image: torch.Tensor, layers: Sequence[str]) -> list[float]:
+    """For each stop, how many images fit into memory from there on."""
+    run, sizes = _Run(models[0], image), []
+    try:
+        run.advance()
+        while run.input is not None:
+            sizes.append(run.input.nbytes)
             run.advance()
-        reached = {run.layer for group in runs for run in group}
+    finally:
+        run.close()
+    return [MEMORY / (HELD * len(models) * max(sizes[index:])) for index in range(len(sizes))]
+
+
+def _stops(runs: list[list[_Run]], counts: list[int],
+           room: list[float]) -> Iterator[tuple[str, list[tuple[torch.Tensor, ...]]]]:
+    started = 0
+    for stop in range(len(room) + 1):
+        for run in (run for group in runs[:started] for run in group):
+            run.advance()
+        while stop < len(room) and started < len(runs) and sum(counts[:started + 1]) <= max(
+                room[stop], FEWEST, counts[0]):
+            for run in runs[started]:  # through the layers that are already changed, to this one
+                for _ in range(stop + 1):
+                    run.advance()
+            started += 1
+        reached = {run.layer for group in runs[:started] for run in group}
         if len(reached) > 1:
             raise ModelError("its layers run in an order that depends on the images",
                              fix="one-shot pruning needs networks without such branches")
         layer = reached.pop() if reached else None
         if layer is None:
             return
-        inputs = [tuple(run.input for run in group if run.input is not None) for group in runs]
+        inputs = [tuple(run.input for run in group if run.input is not None) for group in runs[:started]]
         yield layer, inputs
         del inputs
