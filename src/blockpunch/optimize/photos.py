@@ -28,7 +28,7 @@ class Photos:
 def one_shot_photos(size: int) -> int:
     """How many photos of ``size`` pixels one-shot pruning should see: 500 of 224 pixels, fewer of larger ones.
 
-    All are held with their activations: about 7 GB for ResNet-50, the dense and the pruned network together.
+    More gain little, and all are held in memory.
     """
     return max(32, min(500, 500 * 224**2 // size**2))
 

@@ -58,7 +58,7 @@ def prune_oneshot_(model: nn.Module, plan: Plan, batches: Iterable[Any], *, seed
         model: dense; it keeps its mode. Where anything fails, or is interrupted, it is left dense.
         plan: of this model: every layer of :func:`module_layers` is in it.
         batches: a few hundred unlabelled images as the model takes them, in batches (or sequences that begin with
-            images). All are held in memory at once, with the activations of the layer that is worked on.
+            images). All are held in memory; the first layers see as many as fit with their activations.
         seed: of the choice of output positions.
         progress: called after each layer.
 
