@@ -108,12 +108,13 @@ def _exact(graph: Graph, network: Network, table: LatencyTable, goal: Goal, erro
     if errors is None:
         raise InputError("the exact method needs the layers' errors", where="--errors",
                          fix="--errors net.errors.json --photos FOLDER computes and keeps them; or --method rules")
-    from blockpunch.mapping.costs import Costs, measure_costs
+    from blockpunch.pruning.graph_module import GraphModule
+    from blockpunch.pruning.layer_errors import LayerErrors, layer_errors
 
     if photos is None:
         if not errors.exists():
             raise InputError("no such file", where=str(errors), fix="--photos FOLDER computes it")
-        costs = Costs.load(errors)
+        found = LayerErrors.load(errors)
     else:
         check_output(errors)
         kept.append(f"errors of the layers so far are in {errors}; the same command goes on from there")
@@ -121,9 +122,9 @@ def _exact(graph: Graph, network: Network, table: LatencyTable, goal: Goal, erro
         paths = list_images(photos, limit=limit or one_shot_photos(size))
         images = list(photo_batches(paths, Preprocess.named(preprocess, size), 16))
         with show.Watching() as watching:
-            costs = measure_costs(graph, images, contenders(network, table), errors,
-                                  lambda done, total, name: watching(Event(f"errors: {name}", done, total)))
-    return map_exact(network, table, costs.errors, goal, importance=costs.importance)
+            found = layer_errors(GraphModule(graph), images, contenders(network, table), store=errors,
+                                 progress=lambda done, total, name: watching(Event(f"errors: {name}", done, total)))
+    return map_exact(network, table, found.errors, goal, importance=found.sensitivity)
 
 
 def _show(mapped: Mapped, network: Network, table: LatencyTable, title: str) -> None:
