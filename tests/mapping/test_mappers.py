@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 
 import pytest
@@ -54,7 +54,7 @@ def test_the_frontier_falls(network: Network, table: LatencyTable,
                             errors: dict[str, dict[tuple[str, float], float]]) -> None:
     points = map_exact(network, table, errors, Goal(speedup=1.5)).frontier
     assert len(points) > 5
-    assert all(a[0] < b[0] and a[1] > b[1] for a, b in zip(points, points[1:], strict=False))
+    assert all(a[0] < b[0] and a[1] > b[1] for a, b in pairwise(points))
     assert points[-1][1] == 0
 
 

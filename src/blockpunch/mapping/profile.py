@@ -85,6 +85,15 @@ def profile(network: Network, table: LatencyTable, progress: Progress | None = N
             done += 1
 
 
+def measure(network: Network, table: LatencyTable, cells: Mapping[str, Cell]) -> float:
+    """Seconds of ``network`` with its items (by step) under ``cells``, at the pace of ``table``; nothing is stored."""
+    program = network.compile(network.pruned(cells))
+    with _session(network, network.program) as dense, _session(network, program) as session:
+        trial, beside = _least(session, dense, program, network.program)
+    whole = sum(beside.values())
+    return sum(trial.values()) * (table.dense_seconds(network) or whole) / whole
+
+
 def wanted(item: Item, table: LatencyTable, whole_s: float, count: int = 1) -> list[Cell]:
     """Cells of an item that are still to be measured.
 
