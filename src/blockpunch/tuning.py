@@ -24,6 +24,7 @@ from blockpunch.artifact import Artifact
 from blockpunch.atomic import make_folder
 from blockpunch.compiler import Choice, Program, compile_graph, toolchain
 from blockpunch.errors import TargetError
+from blockpunch.graph import passes
 from blockpunch.graph.ir import Graph
 from blockpunch.runtime.session import Session
 from blockpunch.target import Target
@@ -150,10 +151,10 @@ def store_path(target: Target, threads: int) -> Path:
 
 @cache
 def kernel_version() -> str:
-    """Changes with any file of the compiler: measurements of other kernels do not count."""
+    """Changes with any file of the compiler and of the graph's passes: measurements of other kernels do not count."""
     digest = hashlib.sha256()
-    folder = Path(compiler.__file__).parent
-    for path in sorted([*folder.rglob("*.py"), *folder.rglob("*.j2")]):
+    folders = [Path(compiler.__file__).parent, Path(passes.__file__).parent]
+    for path in sorted(path for folder in folders for kind in ("*.py", "*.j2") for path in folder.rglob(kind)):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 

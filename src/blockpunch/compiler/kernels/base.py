@@ -6,9 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jinja2
 import numpy as np
 
 from blockpunch.compiler.expressions import apply, number
@@ -17,6 +16,9 @@ from blockpunch.compiler.packing import Floats
 from blockpunch.compiler.program import Blob, Choice, Options, StepInfo
 from blockpunch.graph.ir import Array, FusedOp, Graph, Node
 from blockpunch.target import Target
+
+if TYPE_CHECKING:
+    import jinja2
 
 
 @dataclass(frozen=True)
@@ -185,6 +187,8 @@ def kernel_epilogue(epilogue: Sequence[FusedOp]) -> Callable[[int | str], list[s
 
 @cache
 def _templates() -> jinja2.Environment:
+    import jinja2  # not needed to run a compiled network
+
     return jinja2.Environment(loader=jinja2.PackageLoader("blockpunch.compiler", "templates"), trim_blocks=True,
                               lstrip_blocks=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
 
