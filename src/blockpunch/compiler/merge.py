@@ -61,15 +61,15 @@ def _merge(node: Node, other: Node, graph: Graph) -> None:
     graph.constants[weights] = np.concatenate([graph.constants[node.inputs[1]], graph.constants[other.inputs[1]]], 1)
     graph.constants[bias] = _bias(node, graph) + _bias(other, graph)
     operands = [node.inputs[f.operand] for f in node.epilogue[1:] if f.operand is not None]
-    epilogue, at = [], 3
+    epilogue, operand = [], 3
     for fused in node.epilogue[1:]:
-        epilogue.append(FusedOp(fused.op, fused.attrs, None if fused.operand is None else at))
-        at += fused.operand is not None
+        epilogue.append(FusedOp(fused.op, fused.attrs, None if fused.operand is None else operand))
+        operand += fused.operand is not None
     removed = sum(part.attrs.get(REMOVED_MACS, 0) for part in (node, other))
     merged = replace(node, inputs=(both, weights, bias, *operands), epilogue=tuple(epilogue),
                      path=f"{node.path} + {other.path}", attrs={**node.attrs, REMOVED_MACS: removed})
-    at = graph.nodes.index(node)
-    graph.nodes[at:at + 1] = [Node(both, "Concat", (a, b), (both,), {"axis": 1}, node.path), merged]
+    place = graph.nodes.index(node)
+    graph.nodes[place:place + 1] = [Node(both, "Concat", (a, b), (both,), {"axis": 1}, node.path), merged]
     graph.nodes.remove(other)
     del graph.values[other.outputs[0]]
 

@@ -42,10 +42,12 @@ class Pixels(BlockedForm):
         """Every block height with tiles that fill the registers, and chunks of one tile, of a few, of the plane."""
         nonzero = layer.weights != 0
         found = []
-        for order in row_orders(layer.weights, [h for h in HEIGHTS if h <= max(len(layer.weights), 1)]):
+        for order in row_orders(layer.weights, [height for height in HEIGHTS if height <= len(layer.weights)]):
             most = min(_tile_vectors(layer.target, order.height), layer.vectors)
-            segments = list(stored_columns(nonzero[order.rows], order.height)) if most else []
-            for tile in sorted({most, max(most - 1, 1), max(most * 2 // 3, 1)}, reverse=True) if most else []:
+            if most == 0:
+                continue
+            segments = list(stored_columns(nonzero[order.rows], order.height))
+            for tile in sorted({most, max(most - 1, 1), max(most * 2 // 3, 1)}, reverse=True):
                 for chunk in _chunks(tile, layer):
                     choice = Choice(self.name, order.height, tile, chunk, order.grouped)
                     found.append(Schedule(choice, order.rows, _cycles(segments, tile, chunk, layer)))
