@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from blockpunch.compiler.expressions import apply, number
-from blockpunch.compiler.layout import Layout, Margin, Needs, Plane, View
+from blockpunch.compiler.layout import Layout, Needs, Plane, View
 from blockpunch.compiler.packing import Floats
 from blockpunch.compiler.program import Blob, Choice, Options, StepInfo
 from blockpunch.graph.ir import Array, FusedOp, Graph, Node
@@ -150,18 +150,6 @@ def epilogue_name(epilogue: Sequence[FusedOp]) -> str:
         values = [number(v) if isinstance(v, float) else str(v) for _, v in sorted(fused.attrs.items(), reverse=True)]
         words += [fused.op.lower(), *(v.replace(".", "p").replace("-", "m").rstrip("f") for v in values)]
     return "".join("_" + "".join(ch for ch in w if ch.isalnum() or ch == "_") for w in words)
-
-
-def margins(node: Node, graph: Graph, needs: Needs) -> None:
-    """Margins that a stride-1 walk with ``node``'s taps needs, and one row stride for all it reads and writes."""
-    x, y = node.inputs[0], node.outputs[0]
-    (h, w), (oh, ow) = graph.shape(x)[2:], graph.shape(y)[2:]
-    dys, dxs = [t[1] for t in node.attrs["taps"]], [t[2] for t in node.attrs["taps"]]
-    needs.margin(x, Margin(top=max(0, -min(dys)), left=max(0, -min(dxs)), bottom=max(0, oh - 1 + max(dys) - (h - 1)),
-                           right=max(0, ow - 1 + max(dxs) - (w - 1))))
-    needs.margin(y, Margin(width=ow))
-    for other in (x, *operands(node)):
-        needs.same_row.append((y, other))
 
 
 def pixel_masks(plane: Plane, h: int, vectors: int, width: int) -> np.ndarray[tuple[int], np.dtype[np.uint16]]:

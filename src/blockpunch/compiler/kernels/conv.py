@@ -9,8 +9,8 @@ import numpy as np
 from blockpunch.compiler import schedule
 from blockpunch.compiler.forms import FORMS
 from blockpunch.compiler.forms.base import Emitted, Layer, Schedule
-from blockpunch.compiler.kernels.base import Context, Kernel, Step, epilogue_name, in_sequence, margins, operands
-from blockpunch.compiler.layout import Needs, is_map
+from blockpunch.compiler.kernels.base import Context, Kernel, Step, epilogue_name, in_sequence, operands
+from blockpunch.compiler.layout import Margin, Needs, is_map
 from blockpunch.compiler.legalise import as_matrix
 from blockpunch.compiler.program import Options, StepInfo
 from blockpunch.graph.ir import Graph, Node
@@ -28,7 +28,14 @@ class Conv(Kernel):
 
     def needs(self, node: Node, graph: Graph, needs: Needs, target: Target) -> None:
         """Margins for the taps, and one row stride for input, output and fused operands."""
-        margins(node, graph, needs)
+        x, y = node.inputs[0], node.outputs[0]
+        (h, w), (oh, ow) = graph.shape(x)[2:], graph.shape(y)[2:]
+        dys, dxs = [t[1] for t in node.attrs["taps"]], [t[2] for t in node.attrs["taps"]]
+        needs.margin(x, Margin(top=max(0, -min(dys)), left=max(0, -min(dxs)), right=max(0, ow - 1 + max(dxs) - (w - 1)),
+                               bottom=max(0, oh - 1 + max(dys) - (h - 1))))
+        needs.margin(y, Margin(width=ow))
+        for other in (x, *operands(node)):
+            needs.same_row.append((y, other))
 
     def lower(self, node: Node, ctx: Context) -> Step:
         """Choose the form and its schedule, pack the weights, emit the loop."""
