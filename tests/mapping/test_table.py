@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from mapping_cases import fill
 
 from blockpunch.errors import DataError
 from blockpunch.mapping import LatencyTable, Network
+from blockpunch.mapping.curves import between, doubt, falling
 from blockpunch.mapping.grid import DENSE
-from blockpunch.mapping.table import between, doubt
 from blockpunch.schemes import Scheme
 
 BLOCK = Scheme("block-punched", (8, 4))
@@ -78,6 +79,30 @@ def test_doubt_is_small_only_where_measured_rates_bear_the_interpolation_out() -
     kinked = {**by_work, 6.0: 4.0}
     assert doubt(kinked, 4.0) > 0.1
     assert doubt(by_work, 30.0) == 0
+
+
+def test_falling_is_the_nearest_falling_sequence() -> None:
+    rng = np.random.default_rng(0)
+    for count in (1, 2, 3, 5):
+        values, weights = rng.normal(size=count), rng.integers(1, 4, count).astype(float)
+        found = np.array(falling(list(values), list(weights)))
+        assert (np.diff(found) <= 0).all()
+        # The projection onto a convex cone: no falling sequence lies on the far side of it, and the rest stands on it.
+        for other in (np.sort(rng.normal(size=count))[::-1] for _ in range(200)):
+            assert np.sum(weights * (values - found) * (other - found)) <= 1e-9
+    assert falling([3.0, 2.0, 1.0], [1, 1, 1]) == [3, 2, 1]
+    assert falling([1.0, 4.0], [3, 1]) == [1.75, 1.75]
+
+
+def test_an_outlier_does_not_attract_the_mapper(tmp_path: Path, network: Network) -> None:
+    """One rate measured far too fast, and one too slow: their mean, and no step up afterwards."""
+    made = LatencyTable(tmp_path / "t.jsonl", network.target)
+    item, scheme = network.items[1], Scheme("filter")
+    for rate, seconds in ((1.0, 9.0), (2.0, 6.0), (3.0, 1.0), (4.0, 3.0), (6.0, 2.0)):
+        made.add(network, {item.step: (item.key, (scheme if rate > 1 else DENSE, rate), seconds)}, 0.5, 20.0)
+    curve = made.curve(item.key, scheme)
+    assert curve == {1.0: 9.0, 2.0: 6.0, 3.0: 2.0, 4.0: 2.0, 6.0: 2.0}
+    assert made.estimate(item.key, scheme, 3.0) == (2.0, True)
 
 
 def test_the_median_of_repeated_measurements_counts(tmp_path: Path, network: Network) -> None:

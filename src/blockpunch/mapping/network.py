@@ -14,8 +14,12 @@ from functools import cached_property
 import numpy as np
 
 from blockpunch.compiler import Choice, Program, compile_graph
+from blockpunch.compiler.batch import parts_of
+from blockpunch.compiler.legalise import legalise
+from blockpunch.compiler.merge import merge_sums
 from blockpunch.errors import ModelError
 from blockpunch.graph.ir import Graph, Node
+from blockpunch.graph.passes.shrink import shrink
 from blockpunch.layers import Layer, kept_dense_by_default, prunable_layers
 from blockpunch.schemes import Scheme
 from blockpunch.target import Target
@@ -90,7 +94,7 @@ class Network:
         nodes = {node.name: node for node in self.graph}
         by_path = {nodes[name].path: name for name in layers}
         found = []
-        for step in self.program.steps:
+        for step in self._compiled_nodes():
             if step.name not in layers:
                 continue
             merged = [by_path[path] for path in step.path.split(" + ") if path in by_path and " + " in step.path]
@@ -106,6 +110,10 @@ class Network:
         rows = [(node.op, [self.graph.shape(name) for name in node.outputs], sorted(map(str, node.attrs.items())))
                 for node in self.graph]
         return hashlib.sha256(repr(rows).encode()).hexdigest()[:16]
+
+    def _compiled_nodes(self) -> list[Node]:
+        """What becomes a step each, in order: the compiler's own passes, without its packing and schedules."""
+        return [node for part in parts_of(shrink(self.graph)) for node in merge_sums(legalise(part.graph))]
 
     def compile(self, graph: Graph) -> Program:
         """The program of this network's graph with other zeros; layers that have none keep what was tuned for them."""

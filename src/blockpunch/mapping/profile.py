@@ -22,9 +22,10 @@ import numpy as np
 from blockpunch.artifact import Artifact
 from blockpunch.compiler import Program, toolchain
 from blockpunch.errors import TargetError
+from blockpunch.mapping.curves import between, doubt
 from blockpunch.mapping.grid import COARSE, DENSE, rates_for, schemes_for
 from blockpunch.mapping.network import Cell, Item, Network
-from blockpunch.mapping.table import LatencyTable, between, doubt
+from blockpunch.mapping.table import LatencyTable
 from blockpunch.measure.engines.base import random_inputs
 from blockpunch.measure.pinning import pinned
 from blockpunch.runtime.session import Session

@@ -6,9 +6,7 @@ measurement. What was measured stays through any interruption, and networks that
 
 from __future__ import annotations
 
-import bisect
 import json
-import math
 import os
 import statistics
 from collections.abc import Mapping
@@ -18,6 +16,7 @@ from typing import Any
 
 from blockpunch.atomic import make_folder, output_error
 from blockpunch.errors import DataError
+from blockpunch.mapping.curves import Curve, between, falling
 from blockpunch.mapping.grid import DENSE
 from blockpunch.mapping.network import Cell, Item, Network
 from blockpunch.measure.machine import cpu_name
@@ -64,6 +63,7 @@ class LatencyTable:
         self._cells: dict[str, dict[Cell, list[float]]] = {}
         self._rest: dict[str, list[float]] = {}
         self._dense: dict[str, float] = {}
+        self._curves: dict[tuple[str, Scheme], Curve] = {}
         self._broken_tail = False
         if self.path.exists():
             self._read()
@@ -132,14 +132,20 @@ class LatencyTable:
             return curve[rate], True
         return between(curve, rate), False
 
-    def curve(self, key: str, scheme: Scheme) -> dict[float, float]:
-        """Rate -> measured seconds under a scheme, rate 1 being the dense layer; empty if the scheme has none."""
-        cells = self.cells(key)
-        if (DENSE, 1.0) not in cells:
-            return {}
-        found = {rate: seconds for (known, rate), seconds in sorted(cells.items(), key=lambda item: item[0][1])
-                 if known == scheme}
-        return {1.0: cells[DENSE, 1.0]} | found if found else {}
+    def curve(self, key: str, scheme: Scheme) -> Curve:
+        """Rate -> measured seconds under a scheme, rate 1 being the dense layer; empty if the scheme has none.
+
+        They fall (:func:`~blockpunch.mapping.curves.falling`), but for the step from dense, which runs in other forms.
+        """
+        if (key, scheme) not in self._curves:
+            cells = self._cells.get(key, {})
+            dense = cells.get((DENSE, 1.0))
+            times = {rate: times for (known, rate), times in sorted(cells.items(), key=lambda item: item[0][1])
+                     if known == scheme}
+            seconds = falling([statistics.median(t) for t in times.values()], [len(t) for t in times.values()])
+            self._curves[key, scheme] = ({1.0: statistics.median(dense)} | dict(zip(times, seconds, strict=True))
+                                         if dense and times else {})
+        return self._curves[key, scheme]
 
     def predict(self, network: Network, choices: Mapping[str, Cell]) -> Prediction:
         """Seconds of ``network`` with each item (by its step) under its cell; items that are not named are dense.
@@ -206,37 +212,5 @@ class LatencyTable:
             self._dense.setdefault(record["network"], float(record["dense"]))
         else:
             cell = Scheme.parse(record["scheme"]), float(record["rate"])
+            self._curves.clear()
             self._cells.setdefault(record["layer"], {}).setdefault(cell, []).append(float(record["seconds"]))
-
-
-def between(curve: Mapping[float, float], rate: float) -> float:
-    """Seconds at a rate that was not measured, linear in 1/rate, as work is; ``curve`` maps rates, rising, to seconds.
-
-    Beyond the highest rate they stay.
-    """
-    rates = list(curve)
-    at = bisect.bisect_left(rates, rate)
-    if at == len(rates):
-        return curve[rates[-1]]
-    low, high = rates[at - 1], rates[at]
-    return curve[low] + (curve[high] - curve[low]) * (1 / low - 1 / rate) / (1 / low - 1 / high)
-
-
-def doubt(curve: Mapping[float, float], rate: float) -> float:
-    """How far :func:`between` may be off at ``rate``, in seconds.
-
-    At most the difference to being linear in log(rate), which a layer that something else than work binds comes nearer
-    to; and no more than it is off at the measured rates around, each seen from its own neighbours. Rate 1 is left out
-    of that: dense layers run in other forms.
-    """
-    rates = list(curve)
-    at = bisect.bisect_left(rates, rate)
-    if at == len(rates):
-        return 0.0
-    low, high = rates[at - 1], rates[at]
-    by_log = curve[low] + (curve[high] - curve[low]) * math.log(rate / low) / math.log(high / low)
-    widest = abs(by_log - between(curve, rate))
-    inner = [r for r in (low, high) if r not in (rates[0], rates[1], rates[-1])]
-    if low == rates[0] or not inner:
-        return widest
-    return min(widest, max(abs(curve[r] - between({k: v for k, v in curve.items() if k != r}, r)) for r in inner))
