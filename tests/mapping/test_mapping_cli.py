@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from mapping_cases import fill
+from PIL import Image
 from typer.testing import CliRunner
 
 from blockpunch.cli.app import app
@@ -52,3 +54,24 @@ def test_a_missing_table_names_the_command(small_wide: Path, tmp_path: Path) -> 
     done = run(app, ["map", str(small_wide), "--table", str(tmp_path / "none.jsonl"), "-o", str(tmp_path / "p.json"),
                      "--method", "rules", "--speedup", "2"])
     assert done.exit_code == 1 and "blockpunch profile" in done.output
+
+
+def test_map_to_a_loss_of_accuracy(small_wide: Path, table: Path, tmp_path: Path) -> None:
+    """With labels that the network itself gave: 20 photos to fit on, others to try plans on."""
+    (tmp_path / "photos").mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(20):
+        Image.fromarray(rng.integers(0, 255, (10, 10, 3), np.uint8)).save(tmp_path / "photos" / f"{i}.png")
+    call = ["map", str(small_wide), "--table", str(table), "--max-drop", "60", "-o", str(tmp_path / "plan.json")]
+    exact = [*call, "--errors", str(tmp_path / "e.json"), "--photos", str(tmp_path / "photos")]
+    done = run(app, [*exact, "--json", str(tmp_path / "out.json")])
+    assert done.exit_code == 0, done.output
+    assert "Plans that were tried" in done.output and (tmp_path / "e.trials.json").is_file()
+    mapped = json.loads((tmp_path / "out.json").read_text())
+    assert mapped["dense"] > mapped["seconds"]
+    tried = json.loads((tmp_path / "e.trials.json").read_text())["drops"]
+    assert len(tried) == len(mapped["trials"]) and min(t[2] for t in mapped["trials"]) <= 60
+    for method, word in ((["--method", "rules"], "use the method exact"), (["--errors", str(tmp_path / "e.json")],
+                                                                           "--photos FOLDER")):
+        done = run(app, [*call, *method])
+        assert done.exit_code == 1 and word in done.output

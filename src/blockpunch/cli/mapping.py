@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -12,17 +12,18 @@ import typer
 from blockpunch.cli import show
 from blockpunch.cli.guard import kept
 from blockpunch.cli.options import Json, Output, Shape, Threads, check_output, parse_shapes
-from blockpunch.cli.pruning import Limit, OnnxModel, Recipe
+from blockpunch.cli.pruning import HeldOut, LabelOffset, Limit, OnnxModel, Recipe, held_out_photos
 from blockpunch.data import Preprocess, list_images
 from blockpunch.errors import InputError
 from blockpunch.graph import load_graph
 from blockpunch.graph.ir import Graph
 from blockpunch.graph.passes import optimize
 from blockpunch.mapping import Goal, LatencyTable, Network, profile
-from blockpunch.mapping.choices import Mapped, contenders
+from blockpunch.mapping.choices import Mapped
 from blockpunch.mapping.exact import map_exact
 from blockpunch.mapping.rules import BETA, map_rules
-from blockpunch.optimize import Event, one_shot_photos, photo_batches
+from blockpunch.measure.quality import Check
+from blockpunch.optimize import Event, check_batches, exact_on_images, photo_batches, split_photos
 from blockpunch.target import TARGET_NAMES, Target
 
 METHODS = ("exact", "rules")
@@ -64,11 +65,17 @@ def map_(
                                                   help="The goal: times the speed of the dense network.")] = None,
     latency_ms: Annotated[float | None, typer.Option("--latency-ms", show_default=False,
                                                      help="The goal: milliseconds.")] = None,
+    max_drop: Annotated[float | None, typer.Option(
+        "--max-drop", metavar="POINTS", show_default=False,
+        help="The goal, with exact: the fastest network that loses at most so many points of top-1 accuracy, in one "
+             "shot and without training.")] = None,
     errors: Annotated[Path | None, typer.Option("--errors", show_default=False,
                                                 help="exact: the layers' errors, computed with --photos if missing.")] =
         None,
     photos: Annotated[Path | None, typer.Option("--photos", metavar="FOLDER", show_default=False,
                                                 help="exact: photos to compute the errors on; no labels.")] = None,
+    held_out: HeldOut = None,
+    label_offset: LabelOffset = 0,
     preprocess: Recipe = "imagenet",
     limit: Limit = None,
     beta: Annotated[float, typer.Option("--beta", min=0.0, help="rules: how much slower than coarse structured pruning "
@@ -84,7 +91,7 @@ def map_(
     check_output(output)
     if method not in METHODS:
         raise InputError(f"unknown method '{method}'", where="--method", fix=f"choose one of: {', '.join(METHODS)}")
-    goal, chosen = Goal(speedup, latency_ms), Target.named(target)
+    goal, chosen = Goal(speedup, latency_ms, max_drop), Target.named(target)
     if not table.exists():
         raise InputError("no such file", where=str(table), fix=f"blockpunch profile {model} -o {table}")
     latencies = LatencyTable(table, chosen, threads, model=str(model))
@@ -93,7 +100,8 @@ def map_(
     if method == "rules":
         mapped = map_rules(network, latencies, goal, hard_data=hard_data, beta=beta)
     else:
-        mapped = _exact(graph, network, latencies, goal, errors, photos, preprocess, limit)
+        given = Given(errors, photos, held_out, label_offset, preprocess, limit)
+        mapped = _exact(graph, network, latencies, goal, given)
     mapped.plan.model = model.name
     mapped.plan.save(output)
     if json_ is not None:
@@ -102,29 +110,50 @@ def map_(
         _show(mapped, network, latencies, f"{model.name} -> {output}: {method}, goal {goal}")
 
 
-def _exact(graph: Graph, network: Network, table: LatencyTable, goal: Goal, errors: Path | None, photos: Path | None,
-           preprocess: str, limit: int | None) -> Mapped:
-    """The exact mapping; errors that are missing are computed on photos."""
-    if errors is None:
+@dataclass(frozen=True)
+class Given:
+    """The options of the exact method."""
+
+    errors: Path | None
+    photos: Path | None
+    held_out: Path | None
+    label_offset: int
+    preprocess: str
+    limit: int | None
+
+
+def _exact(graph: Graph, network: Network, table: LatencyTable, goal: Goal, given: Given) -> Mapped:
+    """The exact mapping; errors that are missing are computed on photos, and plans tried on held-out ones."""
+    if given.errors is None:
         raise InputError("the exact method needs the layers' errors", where="--errors",
                          fix="--errors net.errors.json --photos FOLDER computes and keeps them; or --method rules")
-    from blockpunch.pruning.graph_module import GraphModule
-    from blockpunch.pruning.layer_errors import LayerErrors, layer_errors
+    if given.photos is None and goal.max_drop is not None:
+        raise InputError("plans can be tried on photos only", where="--max-drop", fix="--photos FOLDER")
+    if given.photos is None:
+        from blockpunch.pruning.layer_errors import LayerErrors
 
-    if photos is None:
-        if not errors.exists():
-            raise InputError("no such file", where=str(errors), fix="--photos FOLDER computes it")
-        found = LayerErrors.load(errors)
-    else:
-        check_output(errors)
-        kept.append(f"errors of the layers so far are in {errors}; the same command goes on from there")
-        size = graph.shape(graph.inputs[0])[-1]
-        paths = list_images(photos, limit=limit or one_shot_photos(size))
-        images = list(photo_batches(paths, Preprocess.named(preprocess, size), 16))
-        with show.Watching() as watching:
-            found = layer_errors(GraphModule(graph), images, contenders(network, table), store=errors,
-                                 progress=lambda done, total, name: watching(Event(f"errors: {name}", done, total)))
-    return map_exact(network, table, found.errors, goal, importance=found.sensitivity)
+        if not given.errors.exists():
+            raise InputError("no such file", where=str(given.errors), fix="--photos FOLDER computes it")
+        found = LayerErrors.load(given.errors)
+        return map_exact(network, table, found.errors, goal, importance=found.sensitivity)
+    from blockpunch.pruning.graph_module import GraphModule
+
+    check_output(given.errors)
+    kept.append(f"errors of the layers so far are in {given.errors}; the same command goes on from there")
+    size = graph.shape(graph.inputs[0])[-1]
+    recipe, paths = Preprocess.named(given.preprocess, size), list_images(given.photos, limit=given.limit)
+    fit, other = split_photos(len(paths), size)
+    check = None
+    if goal.max_drop is not None:
+        check = (Check([paths[i] for i in other], recipe) if given.held_out is None else
+                 held_out_photos(given.held_out, recipe, given.label_offset, given.limit))
+    with show.Watching() as watching:
+        return exact_on_images(
+            GraphModule(graph), photo_batches([paths[i] for i in fit], recipe, 16), network, table, goal,
+            errors=given.errors, trials=given.errors.with_suffix(".trials.json"),
+            held_out=[] if check is None else check_batches(check, 16),
+            labels=None if check is None or check.labels is None else check.labels + check.offset,
+            progress=lambda text, done, total: watching(Event(text, done, total)))
 
 
 def _show(mapped: Mapped, network: Network, table: LatencyTable, title: str) -> None:
@@ -137,6 +166,10 @@ def _show(mapped: Mapped, network: Network, table: LatencyTable, title: str) -> 
     rows.append(("steps without weights", "", "", None, mapped.rest * 1e3, mapped.rest * 1e3, ""))
     rows.append(("all", "", "", None, mapped.seconds * 1e3, mapped.dense * 1e3, f"{mapped.speedup:.2f} x predicted"))
     show.table(title, ("layer", "weight", "scheme", "rate", "ms", "dense ms", "why"), rows, tails=("layer",))
+    if mapped.trials:
+        show.table("Plans that were tried", ("ms", "speed-up", "cost", "points lost"), [
+            (f"{seconds * 1e3:.3g}", f"{mapped.dense / seconds:.2f} x", f"{cost:.3g}", f"{lost:.2f} ± {error:.2f}")
+            for seconds, cost, lost, error in mapped.trials])
     if mapped.frontier:
         points = [(seconds * 1e3, mapped.dense / seconds, cost) for seconds, cost in mapped.frontier[::4]]
         show.table("The frontier: the least cost at each latency", ("ms", "speed-up", "cost"),

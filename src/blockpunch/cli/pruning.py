@@ -61,6 +61,11 @@ Minutes = Annotated[float, typer.Option("--minutes", min=0.01, help="Time for th
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Use at most so many photos.", show_default=False)]
 Recipe = Annotated[str, typer.Option("--preprocess", help=f"How photos become inputs: {', '.join(PREPROCESS)}.")]
 
+HeldOut = Annotated[Path | None, typer.Option("--held-out", metavar="FOLDER", show_default=False,
+                                              help="Photos to try plans on for --max-drop: labels.csv, class folders "
+                                                   "or no labels; never the test set. Default: part of the photos.")]
+LabelOffset = Annotated[int, typer.Option("--label-offset", help="Added to labels to get output numbers.")]
+
 
 def make_plan(layers: list[Layer], model: str, plan: Path | None, scheme: str, block: str | None, rate: float,
               only: list[str] | None, skip: list[str] | None) -> Plan:
@@ -217,7 +222,7 @@ def optimize(
     check: Annotated[Path | None, typer.Option(
         "--check", metavar="FOLDER", show_default=False,
         help="Held-out photos to compare dense and pruned on: labels.csv, class folders, or no labels.")] = None,
-    label_offset: Annotated[int, typer.Option("--label-offset", help="Added to labels to get output numbers.")] = 0,
+    label_offset: LabelOffset = 0,
     limit: Limit = None,
     preprocess: Recipe = "imagenet",
     engines: Annotated[str, typer.Option("--engines", "-e", help="Peers to measure, with commas between.")] =

@@ -26,6 +26,7 @@ class Mapped:
         rest: seconds of the steps without weights, in both.
         cost: of the plan, where costs were known.
         frontier: (seconds, cost) of the best plans, from the fastest to dense; empty where there are no costs.
+        trials: (seconds, cost, points of accuracy lost, their standard error) of the plans that were tried.
     """
 
     plan: Plan
@@ -34,6 +35,7 @@ class Mapped:
     rest: float
     cost: float | None = None
     frontier: tuple[tuple[float, float], ...] = ()
+    trials: tuple[tuple[float, float, float, float], ...] = ()
 
     @property
     def speedup(self) -> float:

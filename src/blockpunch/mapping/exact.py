@@ -9,13 +9,14 @@ follows SPDY (Frantar and Alistarh 2022); here schemes and block sizes compete a
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from blockpunch.errors import DataError
 from blockpunch.mapping.choices import Errors, Mapped, Option, nearest_alternatives, options, write_plan
 from blockpunch.mapping.goal import Goal, unreachable
 from blockpunch.mapping.network import Network
 from blockpunch.mapping.solver import Frontier, frontier
-from blockpunch.mapping.table import LatencyTable
+from blockpunch.mapping.table import LatencyTable, Prediction
 
 SOURCE = "exact"
 POINTS = 40
@@ -30,31 +31,80 @@ def map_exact(network: Network, table: LatencyTable, errors: Errors, goal: Goal,
         network: dense.
         table: that knows it.
         errors: of its layers, for the cells to choose from; layers without errors stay dense.
-        goal: latency or speed-up.
+        goal: latency or speed-up (:func:`blockpunch.mapping.drop.map_within_drop` takes a loss of accuracy).
         importance: factor on a layer's errors, 1 where it is not named.
 
     Raises:
         DataError: the table does not know the network, or no layer has errors.
         PlanError: the goal cannot be reached; names the fastest point.
     """
-    dense = table.predict(network, {})
-    offered = [options(item, table, errors, importance or {}) for item in network.items]
-    if all(len(choices) == 1 for choices in offered):
-        raise DataError("no errors for any layer of this network", where=network.graph.name,
-                        fix="compute them on photos of this model (--photos)")
-    best = frontier([[(option.seconds, option.cost) for option in choices] for choices in offered])
-    point = best.within(goal.seconds(dense.seconds) - dense.rest)
+    exact = Exact.solve(network, table, errors, importance or {})
+    point = exact.within(goal.seconds(exact.dense.seconds))
     if point is None:
-        raise unreachable(goal, float(best.seconds[0]) + dense.rest, dense.seconds, network.graph.name)
-    chosen = [choices[at] for choices, at in zip(offered, best.chosen(point), strict=True)]
-    price = best.price(point)
-    steps = [item.step for item in network.items]
-    reasons = {step: why(option, choices, price) for step, option, choices in zip(steps, chosen, offered, strict=True)
-               if len(choices) > 1}
-    plan = write_plan(network, {step: option.cell for step, option in zip(steps, chosen, strict=True)},
-                      {step: option.seconds for step, option in zip(steps, chosen, strict=True)}, SOURCE, reasons)
-    return Mapped(plan, float(best.seconds[point]) + dense.rest, dense.seconds, dense.rest, float(best.costs[point]),
-                  _shown(best, dense.rest))
+        raise unreachable(goal, exact.seconds(0), exact.dense.seconds, network.graph.name)
+    return exact.mapped(point)
+
+
+@dataclass(frozen=True)
+class Exact:
+    """All best plans of a network, from the fastest (point 0) to the dense one.
+
+    Attributes:
+        network, table: that they are for.
+        offered: the options of each item.
+        best: the frontier over them, without the steps that have no weights.
+        dense: prediction of the dense network.
+    """
+
+    network: Network
+    table: LatencyTable
+    offered: list[list[Option]]
+    best: Frontier
+    dense: Prediction
+
+    @classmethod
+    def solve(cls, network: Network, table: LatencyTable, errors: Errors, importance: Mapping[str, float]) -> Exact:
+        """The frontier; see :func:`map_exact`."""
+        dense = table.predict(network, {})
+        offered = [options(item, table, errors, importance) for item in network.items]
+        if all(len(choices) == 1 for choices in offered):
+            raise DataError("no errors for any layer of this network", where=network.graph.name,
+                            fix="compute them on photos of this model (--photos)")
+        best = frontier([[(option.seconds, option.cost) for option in choices] for choices in offered])
+        return cls(network, table, offered, best, dense)
+
+    def __len__(self) -> int:
+        return len(self.best.seconds)
+
+    def seconds(self, point: int) -> float:
+        """Of the whole network at a point."""
+        return float(self.best.seconds[point]) + self.dense.rest
+
+    def cost(self, point: int) -> float:
+        """At a point."""
+        return float(self.best.costs[point])
+
+    def within(self, seconds: float) -> int | None:
+        """The cheapest point that takes at most ``seconds``, or None."""
+        return self.best.within(seconds - self.dense.rest)
+
+    def mapped(self, point: int) -> Mapped:
+        """The plan of a point, with its reasons."""
+        chosen = [choices[at] for choices, at in zip(self.offered, self.best.chosen(point), strict=True)]
+        price = self.best.price(point)
+        by_step = {item.step: (option, choices) for item, option, choices in
+                   zip(self.network.items, chosen, self.offered, strict=True)}
+        reasons = {step: why(option, choices, price) for step, (option, choices) in by_step.items() if len(choices) > 1}
+        cells = {step: option.cell for step, (option, _) in by_step.items()}
+        plan = write_plan(self.network, cells, {step: option.seconds for step, (option, _) in by_step.items()}, SOURCE,
+                          reasons)
+        return Mapped(plan, self.seconds(point), self.dense.seconds, self.dense.rest, self.cost(point), self.shown())
+
+    def shown(self) -> tuple[tuple[float, float], ...]:
+        """(seconds, cost) of points evenly spread over the latencies."""
+        low, high = self.seconds(0), self.seconds(len(self) - 1)
+        at = {self.within(low + (high - low) * i / (POINTS - 1)) for i in range(POINTS)} | {0, len(self) - 1}
+        return tuple((self.seconds(i), self.cost(i)) for i in sorted(i for i in at if i is not None))
 
 
 def why(chosen: Option, offered: list[Option], price: float) -> str:
@@ -65,11 +115,3 @@ def why(chosen: Option, offered: list[Option], price: float) -> str:
         others.append(dense)
     head = f"cost {chosen.cost:.2g}" + ("" if chosen.measured else ", interpolated")
     return f"{head}; instead: {', '.join(map(str, others))}"
-
-
-def _shown(best: Frontier, rest: float) -> tuple[tuple[float, float], ...]:
-    """Points evenly spread over the latencies."""
-    count = len(best.seconds)
-    low, high = float(best.seconds[0]), float(best.seconds[-1])
-    at = {best.within(low + (high - low) * i / (POINTS - 1)) for i in range(POINTS)} | {0, count - 1}
-    return tuple((float(best.seconds[i]) + rest, float(best.costs[i])) for i in sorted(i for i in at if i is not None))

@@ -9,10 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from blockpunch.data import Pixels, Preprocess
+from blockpunch.data import Pixels, Preprocess, spread
+from blockpunch.measure.quality import Check
 from blockpunch.pruning.dataset import crops, training_pixels
 
-__all__ = ["Photos", "batches", "one_shot_photos", "photo_batches", "training_pixels"]
+__all__ = ["Photos", "batches", "check_batches", "one_shot_photos", "photo_batches", "split_photos", "training_pixels"]
+
+HELD_OUT = 400
+"""Photos at most that plans are tried on."""
 
 
 @dataclass
@@ -23,6 +27,14 @@ class Photos:
     preprocess: Preprocess
     size: int
     source: str = "photos"
+
+    def centres(self, numbers: Sequence[int], batch: int) -> Any:
+        """The centres of some photos, as the network sees them when it is used, in batches. Needs torch."""
+        import torch
+
+        room = (self.pixels.shape[1] - self.size) // 2
+        inner = self.pixels[np.asarray(numbers, np.int64), room:room + self.size, room:room + self.size]
+        return torch.from_numpy(np.ascontiguousarray(self.preprocess.normalise(inner))).split(batch)
 
 
 def one_shot_photos(size: int) -> int:
@@ -47,3 +59,20 @@ def photo_batches(paths: Sequence[Path], preprocess: Preprocess, size: int) -> A
     import torch
 
     return torch.from_numpy(np.stack([preprocess(path) for path in paths])).split(size) if paths else []
+
+
+def split_photos(count: int, size: int) -> tuple[list[int], list[int]]:
+    """Numbers of the photos to fit on, of ``count`` with ``size`` pixels, and of those to try plans on, spread evenly.
+
+    A fifth at least is held out, and what :func:`one_shot_photos` does not need, up to :data:`HELD_OUT`.
+    """
+    fit = spread(range(count), min(one_shot_photos(size), max(1, count * 4 // 5)))
+    rest = sorted({*range(count)} - {*fit})
+    return list(fit), list(spread(rest, HELD_OUT))
+
+
+def check_batches(check: Check, size: int) -> Any:
+    """The images of a check, in batches of ``size``. Needs torch."""
+    import torch
+
+    return torch.from_numpy(np.stack([check.image(i) for i in range(len(check))])).split(size)
