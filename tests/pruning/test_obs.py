@@ -37,7 +37,7 @@ def problem(filters, columns, groups=1, centred=True, seed=0, pruned=False):
 ])
 def test_columns_times_weight_is_the_layers_output(layer, shape):
     x = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
-    columns = input_columns(layer, x, torch.Generator().manual_seed(1), positions=10_000)
+    columns = input_columns(layer, x, torch.Generator().manual_seed(1), 10_000)
     got = grouped(layer) @ columns
     wanted = layer(x) - (0 if layer.bias is None else layer.bias.reshape(-1, *[1] * (len(shape) - 1)))
     wanted = wanted.detach().transpose(0, 1).flatten(1)

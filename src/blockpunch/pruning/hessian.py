@@ -14,9 +14,9 @@ from torch import nn
 from blockpunch.errors import DataError
 
 POSITIONS = 100
-"""Output positions per image that are looked at, chosen at random: neighbours say nearly the same."""
-
-
+"""Most output positions per image that are looked at, chosen at random: neighbours say nearly the same."""
+SAMPLES = 100
+"""Samples for each column of a filter that are enough: depthwise layers have few columns."""
 LARGEST = 10_000
 """Columns (channels x kernel positions) above which a layer's moments are not worth their memory."""
 
@@ -35,15 +35,20 @@ def is_plain(layer: nn.Module) -> bool:
     return isinstance(layer, nn.Conv2d) and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
 
 
-def input_columns(layer: nn.Module, x: torch.Tensor, generator: torch.Generator,
-                  positions: int = POSITIONS) -> torch.Tensor:
+def positions(layer: nn.Module, images: int) -> int:
+    """Output positions of an image to look at, where there are ``images`` of them."""
+    columns = layer.weight[0].numel()
+    return min(POSITIONS, -(-SAMPLES * columns // max(1, images)))
+
+
+def input_columns(layer: nn.Module, x: torch.Tensor, generator: torch.Generator, most: int) -> torch.Tensor:
     """What the filters of a layer are multiplied with: ``[conv groups, columns, samples]``.
 
     Args:
         layer: ``Linear``, or ``Conv2d`` padded with zeros.
-        x: its input.
+        x: its input; gathered fastest where it is channels-last.
         generator: chooses the output positions, the same in all images of the batch.
-        positions: most output positions per image.
+        most: output positions per image, where there are more.
     """
     if isinstance(layer, nn.Linear):
         return x.reshape(1, -1, x.shape[-1]).transpose(1, 2)
@@ -53,12 +58,13 @@ def input_columns(layer: nn.Module, x: torch.Tensor, generator: torch.Generator,
     x = nn.functional.pad(x, (left, left, top, top)) if top or left else x
     rows = (x.shape[2] - gap_y * (height - 1) - 1) // step_y + 1
     across = (x.shape[3] - gap_x * (width - 1) - 1) // step_x + 1
-    chosen = torch.randperm(rows * across, generator=generator)[:positions]
-    y = (chosen // across * step_y)[:, None, None] + gap_y * torch.arange(height)[:, None]
-    z = (chosen % across * step_x)[:, None, None] + gap_x * torch.arange(width)
-    patches = x[:, :, y.to(x.device), z.to(x.device)]  # [images, channels, positions, height, width]
-    samples = patches.permute(1, 3, 4, 0, 2).flatten(3)
-    return samples.reshape(layer.groups, -1, samples.shape[3])
+    chosen = torch.randperm(rows * across, generator=generator)[:most]
+    corners = chosen // across * step_y * x.shape[3] + chosen % across * step_x
+    taps = torch.arange(height)[:, None] * gap_y * x.shape[3] + torch.arange(width) * gap_x
+    pixels = (corners[:, None] + taps.flatten()).flatten().to(x.device)
+    rows_of_channels = x.permute(0, 2, 3, 1).flatten(1, 2).index_select(1, pixels)
+    samples = rows_of_channels.reshape(-1, height * width, layer.groups, x.shape[1] // layer.groups)
+    return samples.permute(2, 3, 1, 0).reshape(layer.groups, -1, len(samples))  # a view of 1x1 kernels' samples
 
 
 class Moments:

@@ -20,7 +20,7 @@ from torch import nn
 from blockpunch.atomic import write_text
 from blockpunch.errors import DataError, SelectorError
 from blockpunch.plan import Layer
-from blockpunch.pruning.hessian import Moments, grouped, input_columns
+from blockpunch.pruning.hessian import Moments, grouped, input_columns, positions
 from blockpunch.pruning.looking import images_in, shared, unfit
 from blockpunch.pruning.norms import norms_behind
 from blockpunch.pruning.objectives import images_of
@@ -158,7 +158,7 @@ def _source(model: nn.Module, images: Sequence[torch.Tensor], seed: int) -> str:
 def _moments(model: nn.Module, images: Sequence[torch.Tensor], layers: Sequence[Layer],
              norms: Mapping[str, list[nn.Module]], seed: int) -> Iterator[tuple[str, Moments]]:
     """Moments of the inputs of each layer in the dense network, as many layers at a time as fit into memory."""
-    remaining = list(layers)
+    remaining, count = list(layers), sum(len(batch) for batch in images)
     training = {module: module.training for module in model.modules()}
     while remaining:
         group: list[Layer] = []
@@ -174,7 +174,7 @@ def _moments(model: nn.Module, images: Sequence[torch.Tensor], layers: Sequence[
             generator = torch.Generator().manual_seed(seed)
             hooks.append(module.register_forward_pre_hook(
                 lambda module, inputs, into=found[layer.name], generator=generator:
-                into.add(input_columns(module, inputs[0].float(), generator))))
+                into.add(input_columns(module, inputs[0].float(), generator, positions(module, count)))))
         try:
             model.eval()
             with torch.no_grad():

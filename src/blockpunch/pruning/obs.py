@@ -37,6 +37,7 @@ STAGES = 8
 """Stages of greedy removal."""
 CG_STEPS = 60
 CG_TOLERANCE = 1e-4
+"""Conjugate gradients end with a step that lowers the error by less than this share of it."""
 
 
 @dataclass(frozen=True)
@@ -180,16 +181,20 @@ def single_partition(scheme: Scheme, shape: tuple[int, ...], conv_groups: int) -
 def refit(problem: Quadratic, mask: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
     """The least-squares weights on ``mask``, zero elsewhere: conjugate gradients, each filter with its own steps."""
     weight = start * mask
-    residual = (problem.target - weight @ problem.gram) * mask
+    product = weight @ problem.gram
+    residual = (problem.target - product) * mask
+    error = problem.energy + float((weight * (product - 2 * problem.target)).sum(dtype=torch.float64)) \
+        + float((problem.damping * problem.dense.square()).sum(dtype=torch.float64))
     direction, square = residual, residual.square().sum(dim=2, keepdim=True)
-    goal = CG_TOLERANCE ** 2 * (problem.target * mask).square().sum(dim=2, keepdim=True)
     tiny = torch.finfo(square.dtype).tiny
     for _ in range(CG_STEPS):
-        if bool((square <= goal).all()):
-            break
         product = (direction @ problem.gram) * mask
         step = square / (direction * product).sum(dim=2, keepdim=True).clamp_min(tiny)
         weight, residual = weight + step * direction, residual - step * product
+        gain = float((step * square).sum(dtype=torch.float64))
+        error -= gain
+        if gain <= CG_TOLERANCE * max(error, CG_TOLERANCE * problem.energy):
+            break
         new = residual.square().sum(dim=2, keepdim=True)
         direction, square = residual + new / square.clamp_min(tiny) * direction, new
     return weight

@@ -17,7 +17,7 @@ from torch import nn
 
 from blockpunch.plan import Plan
 from blockpunch.pruning.counts import LayerCount, PruneReport
-from blockpunch.pruning.hessian import Moments, grouped, input_columns
+from blockpunch.pruning.hessian import Moments, grouped, input_columns, positions
 from blockpunch.pruning.lockstep import stops
 from blockpunch.pruning.looking import images_in, shared, unfit
 from blockpunch.pruning.norms import norms_behind
@@ -70,29 +70,22 @@ def prune_oneshot_(model: nn.Module, plan: Plan, batches: Iterable[Any], *, seed
     layers = module_layers(model)
     plan.check(layers)
     images = [images_of(batch) for batch in batches]
-    dense = copy.deepcopy(model).eval()
     calls = images_in(model, images, layers)
-    norms = norms_behind(model, images[0][:1])
+    dense, pruned = (copy.deepcopy(model).eval().to(memory_format=torch.channels_last) for _ in range(2))
+    images = [image.contiguous(memory_format=torch.channels_last) if image.ndim == 4 else image for image in images]
+    norms = norms_behind(pruned, images[0][:1])
     twins = shared(model, layers)
     reasons = {layer.name: unfit(dense.get_submodule(layer.name), calls[layer.name], twins.get(layer.name))
                for layer in layers}
     skipped = {name: reason for name, reason in reasons.items() if reason and plan.layers[name].prunes}
-    work = _Work(model, dense, plan, norms, torch.Generator().manual_seed(seed))
+    work = _Work(pruned, plan, norms, torch.Generator().manual_seed(seed))
     names = [name for name, reason in reasons.items() if not reason]
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with stops([dense, model], images, names) as stopped:
-            for done, (name, inputs) in enumerate(stopped, start=1):
-                work.layer(name, inputs)
-                if progress is not None:
-                    progress(done, len(names), name)
-    except BaseException:
-        model.load_state_dict(dense.state_dict())  # half pruned is worse than not at all
-        raise
-    finally:
-        for module, mode in training.items():
-            module.training = mode
+    with stops([dense, pruned], images, names) as stopped:
+        for done, (name, inputs) in enumerate(stopped, start=1):
+            work.layer(name, inputs)
+            if progress is not None:
+                progress(done, len(names), name)
+    model.load_state_dict(pruned.state_dict())
     counts = [LayerCount(layer.name, str(entry.scheme), entry.rate, layer.weights,
                          int(torch.count_nonzero(model.get_submodule(layer.name).weight.detach())))
               for layer in layers for entry in [plan.layers[layer.name]]]
@@ -116,7 +109,6 @@ class _Work:
     """Prunes or refits one layer after the other."""
 
     model: nn.Module
-    dense: nn.Module
     plan: Plan
     norms: Mapping[str, list[nn.Module]]
     generator: torch.Generator
@@ -134,11 +126,12 @@ class _Work:
         groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
         weight = grouped(layer)
         moments = Moments(weight, centred=centred)
+        most = positions(layer, sum(len(x) for _, x in inputs))
         for wanted, x in inputs:
             state = self.generator.get_state()
-            columns = input_columns(layer, x.float(), self.generator)
+            columns = input_columns(layer, x.float(), self.generator, most)
             self.generator.set_state(state)
-            moments.add(columns, input_columns(layer, wanted.float(), self.generator) if self.errors else None)
+            moments.add(columns, input_columns(layer, wanted.float(), self.generator, most) if self.errors else None)
         moments.check(name)
         if not entry.prunes and moments.count < ENOUGH * weight.shape[2]:
             return
