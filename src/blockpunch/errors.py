@@ -16,6 +16,7 @@ BlockpunchError
 │   └── TargetMismatchError        built for a CPU that this one is not
 ├── InputError                 wrong count, shape or dtype of arrays given to a session
 ├── OutputError                a result cannot be written (no permission, disk full)
+├── ClusterError               a cluster that cannot be reached, or is lost
 ├── BenchmarkError             a measurement that cannot be made, or an engine that disagrees
 └── MissingExtraError          an optional package is not installed
 """
@@ -100,6 +101,10 @@ class OutputError(BlockpunchError):
 
 class BenchmarkError(BlockpunchError):
     """A measurement cannot be made, or an engine's output disagrees with the reference."""
+
+
+class ClusterError(BlockpunchError):
+    """A cluster cannot be reached, or work on it failed."""
 
 
 class MissingExtraError(BlockpunchError):
