@@ -31,7 +31,7 @@ def compiled(network: Network, monkeypatch: pytest.MonkeyPatch) -> list[dict[str
 
     monkeypatch.setattr(Network, "pruned", spy)
     monkeypatch.setattr(module, "_session", lambda network, program: nullcontext(program))
-    monkeypatch.setattr(module, "_least", times)
+    monkeypatch.setattr(module, "_times", times)
     return asked
 
 

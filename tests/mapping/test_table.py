@@ -31,12 +31,12 @@ def test_what_is_added_is_read_again(tmp_path: Path, network: Network) -> None:
 def test_a_torn_line_is_passed_over_and_the_next_one_is_whole(tmp_path: Path, network: Network) -> None:
     path = tmp_path / "t.jsonl"
     item = network.items[1]
-    LatencyTable(path, network.target).add(network, {item.step: (item.key, (DENSE, 1.0), 2.0)}, 1.0, 3.0)
+    LatencyTable(path, network.target).add(network, {item.step: (item.key, (DENSE, 1.0), 2.0)}, 1.0, [3.0])
     with path.open("a") as file:
         file.write('{"layer": "64x32')
     torn = LatencyTable(path, network.target)
     assert torn.dense(item) == 2.0
-    torn.add(network, {item.step: (item.key, (BLOCK, 2.0), 1.0)}, 1.0, 3.0)
+    torn.add(network, {item.step: (item.key, (BLOCK, 2.0), 1.0)}, 1.0, [3.0])
     assert LatencyTable(path, network.target).cells(item.key) == {(DENSE, 1.0): 2.0, (BLOCK, 2.0): 1.0}
 
 
@@ -99,7 +99,7 @@ def test_an_outlier_does_not_attract_the_mapper(tmp_path: Path, network: Network
     made = LatencyTable(tmp_path / "t.jsonl", network.target)
     item, scheme = network.items[1], Scheme("filter")
     for rate, seconds in ((1.0, 9.0), (2.0, 6.0), (3.0, 1.0), (4.0, 3.0), (6.0, 2.0)):
-        made.add(network, {item.step: (item.key, (scheme if rate > 1 else DENSE, rate), seconds)}, 0.5, 20.0)
+        made.add(network, {item.step: (item.key, (scheme if rate > 1 else DENSE, rate), seconds)}, 0.5, [20.0])
     curve = made.curve(item.key, scheme)
     assert curve == {1.0: 9.0, 2.0: 6.0, 3.0: 2.0, 4.0: 2.0, 6.0: 2.0}
     assert made.estimate(item.key, scheme, 3.0) == (2.0, True)
@@ -109,5 +109,15 @@ def test_the_median_of_repeated_measurements_counts(tmp_path: Path, network: Net
     made = LatencyTable(tmp_path / "t.jsonl", network.target)
     item = network.items[0]
     for seconds in (1.0, 9.0, 2.0):
-        made.add(network, {item.step: (item.key, (DENSE, 1.0), seconds)}, 0.5, 1.0)
+        made.add(network, {item.step: (item.key, (DENSE, 1.0), seconds)}, 0.5, [1.0])
     assert made.dense(item) == 2.0
+
+
+def test_rounds_on_a_slow_machine_count_at_the_usual_pace(tmp_path: Path, network: Network) -> None:
+    """The dense network beside a round took twice as long as usual, one of its layers longer still."""
+    made = LatencyTable(tmp_path / "t.jsonl", network.target)
+    item = network.items[0]
+    for factor, beside in ((1.0, [1.0, 3.0, 2.0]), (2.0, [2.0, 6.0, 9.0]), (1.0, [1.0, 3.0, 2.0])):
+        made.add(network, {item.step: (item.key, (BLOCK, 2.0 * factor), 7.0 * factor)}, factor, beside)
+    again = LatencyTable(tmp_path / "t.jsonl", network.target)
+    assert again.cells(item.key) == {(BLOCK, 2.0): 7.0, (BLOCK, 4.0): 7.0} and again.rest(network) == 1.0

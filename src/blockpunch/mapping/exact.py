@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from blockpunch.errors import DataError
 from blockpunch.mapping.choices import Errors, Mapped, Option, nearest_alternatives, options, write_plan
+from blockpunch.mapping.coupling import predict
 from blockpunch.mapping.goal import Goal, unreachable
 from blockpunch.mapping.network import Network
 from blockpunch.mapping.solver import Frontier, frontier
@@ -77,7 +78,7 @@ class Exact:
         return len(self.best.seconds)
 
     def seconds(self, point: int) -> float:
-        """Of the whole network at a point."""
+        """Of the whole network at a point, what layers do to their neighbours not counted in: it is no less."""
         return float(self.best.seconds[point]) + self.dense.rest
 
     def cost(self, point: int) -> float:
@@ -96,9 +97,9 @@ class Exact:
                    zip(self.network.items, chosen, self.offered, strict=True)}
         reasons = {step: why(option, choices, price) for step, (option, choices) in by_step.items() if len(choices) > 1}
         cells = {step: option.cell for step, (option, _) in by_step.items()}
-        plan = write_plan(self.network, cells, {step: option.seconds for step, (option, _) in by_step.items()}, SOURCE,
-                          reasons)
-        return Mapped(plan, self.seconds(point), self.dense.seconds, self.dense.rest, self.cost(point), self.shown())
+        found = predict(self.network, self.table, cells)
+        plan = write_plan(self.network, cells, found.items, SOURCE, reasons)
+        return Mapped(plan, found.seconds, self.dense.seconds, found.rest, self.cost(point), self.shown())
 
     def shown(self) -> tuple[tuple[float, float], ...]:
         """(seconds, cost) of points evenly spread over the latencies."""

@@ -20,6 +20,7 @@ from blockpunch.compiler.merge import merge_sums
 from blockpunch.errors import ModelError
 from blockpunch.graph.ir import Graph, Node
 from blockpunch.graph.passes.shrink import shrink
+from blockpunch.graph.summary import node_macs
 from blockpunch.layers import Layer, kept_dense_by_default, prunable_layers
 from blockpunch.schemes import Scheme
 from blockpunch.target import Target
@@ -123,11 +124,13 @@ class Network:
         return compile_graph(graph, self.target, threads_hint=self.threads, choices=tuned)
 
     def kept_macs(self, item: Item, graph: Graph) -> float:
-        """Multiply-accumulates that the non-zero weights of an item need in ``graph``, by themselves."""
+        """Multiply-accumulates that the non-zero weights of an item need in ``graph``, this one with other weights."""
         nodes = {node.name: node for node in graph}
-        weights = [graph.constants[nodes[layer.name].inputs[1]] for layer in item.layers]
-        return sum(layer.macs * float(np.count_nonzero(weight)) / weight.size
-                   for layer, weight in zip(item.layers, weights, strict=True))
+        found = 0.0
+        for node in (nodes[layer.name] for layer in item.layers if layer.name in nodes):
+            weight = graph.constants[node.inputs[1]]
+            found += node_macs(graph, node) * float(np.count_nonzero(weight)) / weight.size
+        return found
 
     def pruned(self, cells: Mapping[str, Cell]) -> Graph:
         """The graph with the smallest weights of each item (by its step) zeroed."""

@@ -2,7 +2,7 @@
 
 A round gives each item the next cell that its shape still lacks, compiles the network, and times its steps while it
 runs: fusion, and what the caches hold, are those of a running network. Items of one shape share the work. The dense
-network runs in turns with it; how fast *it* runs just now tells how fast the machine is, and times are scaled by that.
+network runs in turns with it; how fast *it* runs just now tells how fast the machine is.
 
 The compiler drops channels that nobody needs (:mod:`blockpunch.graph.passes.shrink`), so that whole filters or channels
 which go from one layer make its neighbours smaller, too. Such a neighbour's time is not that of its own cell: it is not
@@ -11,6 +11,7 @@ stored, and the cell is measured in another round. The table holds what a cell d
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -53,8 +54,15 @@ class _Queue:
     missing: list[Cell] = field(default_factory=list)
 
 
-def profile(network: Network, table: LatencyTable, progress: Progress | None = None) -> int:
+def profile(network: Network, table: LatencyTable, progress: Progress | None = None, *,
+            seconds: float = math.inf) -> int:
     """Measure what ``table`` lacks about ``network``; every round is on disk before the next one begins.
+
+    Args:
+        network: dense.
+        table: to add to.
+        progress: told about every round.
+        seconds: time after which no round begins; what is known then is interpolated. The coarse grid comes first.
 
     Returns:
         How many rounds there were (networks that were compiled).
@@ -74,7 +82,8 @@ def profile(network: Network, table: LatencyTable, progress: Progress | None = N
         while True:
             queues = _queues(network, table)
             left = max((-(-len(queue.missing) // len(queue.items)) for queue in queues), default=0)
-            if not left and table.rest(network) is not None:
+            known = table.rest(network) is not None
+            if known and (not left or time.monotonic() - start > seconds):
                 return done
             if dense is None:
                 dense = stack.enter_context(_session(network, network.program))
@@ -90,9 +99,8 @@ def measure(network: Network, table: LatencyTable, cells: Mapping[str, Cell]) ->
     """Seconds of ``network`` with its items (by step) under ``cells``, at the pace of ``table``; nothing is stored."""
     program = network.compile(network.pruned(cells))
     with _session(network, network.program) as dense, _session(network, program) as session:
-        trial, beside = _least(session, dense, program, network.program)
-    whole = sum(beside.values())
-    return sum(trial.values()) * (table.dense_seconds(network) or whole) / whole
+        trial, beside = _times(session, dense, program, network.program)
+    return sum(trial.values()) / float(np.median([beside[item.step] / table.dense(item) for item in network.items]))
 
 
 def wanted(item: Item, table: LatencyTable, whole_s: float, count: int = 1) -> list[Cell]:
@@ -109,18 +117,18 @@ def wanted(item: Item, table: LatencyTable, whole_s: float, count: int = 1) -> l
         return [(DENSE, 1.0)]
     if any(layer.depthwise for layer in item.layers):
         return []
+    rates = {scheme: rates_for(scheme, item.layers[0]) for scheme in schemes_for(item.layers[0])}
+    coarse = [(scheme, rate) for scheme in rates for rate in rates[scheme]
+              if (rate in COARSE or rate == rates[scheme][-1]) and (scheme, rate) not in known]
+    if coarse:
+        return coarse
     found: list[Cell] = []
-    for scheme in schemes_for(item.layers[0]):
-        rates = rates_for(scheme, item.layers[0])
-        coarse = [rate for rate in rates if rate in COARSE or rate == rates[-1]]
-        missing = [rate for rate in coarse if (scheme, rate) not in known]
-        if not missing:
-            curve = table.curve(item.key, scheme)
-            for rate in set(rates) - curve.keys():
-                off = doubt(curve, rate)
-                if off > DOUBT * between(curve, rate) and off * count > NEGLIGIBLE * whole_s:
-                    missing.append(rate)
-        found += [(scheme, rate) for rate in sorted(missing)]
+    for scheme in rates:
+        curve = table.curve(item.key, scheme)
+        for rate in sorted(set(rates[scheme]) - curve.keys()):
+            off = doubt(curve, rate)
+            if off > DOUBT * between(curve, rate) and off * count > NEGLIGIBLE * whole_s:
+                found.append((scheme, rate))
     return found
 
 
@@ -128,7 +136,8 @@ def _queues(network: Network, table: LatencyTable) -> list[_Queue]:
     by_key: dict[str, _Queue] = {}
     for item in network.items:
         by_key.setdefault(item.key, _Queue([])).items.append(item)
-    whole = table.dense_seconds(network) or 0.0
+    known = [table.cells(item.key).get((DENSE, 1.0)) for item in network.items]
+    whole = sum(seconds or 0.0 for seconds in known)
     for queue in by_key.values():
         queue.missing = wanted(queue.items[0], table, whole, len(queue.items))
     return list(by_key.values())
@@ -165,9 +174,7 @@ def _round(network: Network, table: LatencyTable, cells: Mapping[str, Cell], den
     graph = network.pruned(pruned)
     program = network.compile(graph) if pruned else network.program
     with _session(network, program) if pruned else nullcontext(dense) as session:
-        trial, beside = _least(session, dense, program, network.program)
-    whole = sum(beside.values())
-    pace = whole / (table.dense_seconds(network) or whole)
+        trial, beside = _times(session, dense, program, network.program)
     macs: Counter[str] = Counter()
     for step in program.steps:
         macs[step.name] += step.kept_macs
@@ -176,10 +183,10 @@ def _round(network: Network, table: LatencyTable, cells: Mapping[str, Cell], den
         cell = cells[item.step]
         tries[item.key, cell] += 1
         if macs[item.step] >= 0.99 * network.kept_macs(item, graph) or tries[item.key, cell] >= TRIES:
-            found[item.step] = (item.key, cell, trial.get(item.step, 0.0) / pace)
+            found[item.step] = (item.key, cell, trial.get(item.step, 0.0))
     steps = {item.step for item in network.items}
     rest = sum(seconds for name, seconds in trial.items() if name not in steps)
-    table.add(network, found, rest / pace, whole / pace)
+    table.add(network, found, rest, [beside[item.step] for item in network.items])
 
 
 def _session(network: Network, program: Program) -> Session:
@@ -188,9 +195,12 @@ def _session(network: Network, program: Program) -> Session:
     return Session(Artifact.from_program(program, network.target, {}, built), threads=network.threads)
 
 
-def _least(trial: Session, dense: Session, trial_program: Program,
+def _times(trial: Session, dense: Session, trial_program: Program,
            dense_program: Program) -> tuple[dict[str, float], dict[str, float]]:
-    """The least seconds of each step of both, run in turns; the first run of a turn warms the caches up."""
+    """The seconds of each step of both, run in turns; the first run of a turn warms the caches up.
+
+    They are means over the faster half of the runs: as many runs for every step, so that they add up to a whole run.
+    """
     inputs = random_inputs({spec.name: spec.shape for spec in trial.inputs})
     rows: tuple[list[list[float]], list[list[float]]] = ([], [])
     with pinned(trial.threads):
@@ -201,7 +211,7 @@ def _least(trial: Session, dense: Session, trial_program: Program,
                 while runs < LEAST_RUNS or time.perf_counter() < stop:
                     into.append(list(session.run_profiled(inputs)[1]))
                     runs += 1
-    beside, times = (np.min(row, axis=0) for row in rows)
+    beside, times = (np.mean(sorted(row, key=sum)[:-(-len(row) // 2)], axis=0) for row in rows)
     return _by_step(trial_program, times), _by_step(dense_program, beside)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from blockpunch.mapping.choices import Mapped, write_plan
+from blockpunch.mapping.coupling import predict
 from blockpunch.mapping.goal import Goal, unreachable
 from blockpunch.mapping.grid import DENSE, RATES, schemes_for
 from blockpunch.mapping.network import Cell, Item, Network
@@ -138,6 +139,7 @@ def map_rules(network: Network, table: LatencyTable, goal: Goal, *, hard_data: b
         found = table.predict(network, chosen)
         least = min(least, found.seconds)
         if found.seconds <= budget:
+            found = predict(network, table, chosen)
             plan = write_plan(network, chosen, found.items, SOURCE, reasons)
             return Mapped(plan, found.seconds, dense.seconds, dense.rest)
     raise unreachable(goal, least, dense.seconds, network.graph.name)

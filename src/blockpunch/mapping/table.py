@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 import os
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from blockpunch.atomic import make_folder, output_error
 from blockpunch.errors import DataError
@@ -25,7 +27,7 @@ from blockpunch.target import Target
 from blockpunch.tuning import kernel_version
 
 FORMAT = "blockpunch-latency-table"
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -60,9 +62,11 @@ class LatencyTable:
 
     def __init__(self, path: str | Path, target: Target, threads: int = 1, *, model: str = "MODEL") -> None:
         self.path, self.target, self.threads, self.model = Path(path), target, threads, model
-        self._cells: dict[str, dict[Cell, list[float]]] = {}
+        self._cells: dict[str, dict[Cell, list[tuple[str, int, float]]]] = {}
         self._rest: dict[str, list[float]] = {}
-        self._dense: dict[str, float] = {}
+        self._beside: dict[str, list[Sequence[float]]] = {}
+        self._paces: dict[str, list[float]] = {}
+        self._last = ""
         self._curves: dict[tuple[str, Scheme], Curve] = {}
         self._broken_tail = False
         if self.path.exists():
@@ -79,31 +83,43 @@ class LatencyTable:
 
     def cells(self, key: str) -> dict[Cell, float]:
         """The measured cells of the layers of a key, and their seconds (the median of all measurements)."""
-        return {cell: statistics.median(times) for cell, times in self._cells.get(key, {}).items()}
-
-    def dense_seconds(self, network: Network) -> float | None:
-        """The dense network when it was first measured: what later measurements are held against."""
-        return self._dense.get(network.key)
+        return {cell: self._typical(times) for cell, times in self._cells.get(key, {}).items()}
 
     def rest(self, network: Network) -> float | None:
         """Seconds of all steps without weights to prune."""
-        times = self._rest.get(network.key)
-        return statistics.median(times) if times else None
+        rows = self._rest.get(network.key)
+        return self._typical([(network.key, at, seconds) for at, seconds in enumerate(rows)]) if rows else None
 
-    def add(self, network: Network, cells: Mapping[str, tuple[str, Cell, float]], rest: float, dense: float) -> None:
+    def _typical(self, rows: Sequence[tuple[str, int, float]]) -> float:
+        """The median of seconds, each (network, round, seconds) taken at the usual pace of the machine."""
+        return statistics.median(seconds / self._pace(network, at) for network, at, seconds in rows)
+
+    def _pace(self, network: str, at: int) -> float:
+        """How much longer than usual everything took in a round, by the dense network beside it.
+
+        By the median over its layers: what else runs on a machine slows layers that wait for memory more than others.
+        """
+        if network not in self._paces:
+            first = np.asarray(self._beside[network][0])
+            ratios = [float(np.median(np.asarray(beside) / first)) for beside in self._beside[network]]
+            self._paces[network] = [ratio / statistics.median(ratios) for ratio in ratios]
+        return self._paces[network][at]
+
+    def add(self, network: Network, cells: Mapping[str, tuple[str, Cell, float]], rest: float,
+            beside: Sequence[float]) -> None:
         """Remember one run of a network, now and on disk, in one write.
 
         Args:
             network: that ran.
             cells: step -> (key, cell, seconds).
             rest: seconds of its other steps.
-            dense: seconds of the dense network beside it.
+            beside: seconds of the dense network's items, measured in turns with it: they tell the machine's pace.
 
         Raises:
             OutputError: the file cannot be written.
         """
         records: list[dict[str, Any]] = [{"network": network.key, "name": network.graph.name, "rest": rest,
-                                          "dense": dense}]
+                                          "beside": list(beside)}]
         records += [{"layer": key, "scheme": str(scheme), "rate": rate, "seconds": seconds}
                     for key, (scheme, rate), seconds in cells.values()]
         new = not self.path.exists()
@@ -142,8 +158,8 @@ class LatencyTable:
             dense = cells.get((DENSE, 1.0))
             times = {rate: times for (known, rate), times in sorted(cells.items(), key=lambda item: item[0][1])
                      if known == scheme}
-            seconds = falling([statistics.median(t) for t in times.values()], [len(t) for t in times.values()])
-            self._curves[key, scheme] = ({1.0: statistics.median(dense)} | dict(zip(times, seconds, strict=True))
+            seconds = falling([self._typical(t) for t in times.values()], [len(t) for t in times.values()])
+            self._curves[key, scheme] = ({1.0: self._typical(dense)} | dict(zip(times, seconds, strict=True))
                                          if dense and times else {})
         return self._curves[key, scheme]
 
@@ -176,7 +192,7 @@ class LatencyTable:
         times = self._cells.get(item.key, {}).get((DENSE, 1.0))
         if times is None:
             raise DataError(f"holds nothing about {item.name}", where=str(self.path), fix=self.advice)
-        return statistics.median(times)
+        return self._typical(times)
 
     @property
     def advice(self) -> str:
@@ -207,10 +223,15 @@ class LatencyTable:
                 continue  # the last line of an interrupted write
 
     def _take(self, record: dict[str, Any]) -> None:
+        """One line; those of cells follow that of the round in which they were measured."""
+        self._curves.clear()
         if "network" in record:
-            self._rest.setdefault(record["network"], []).append(float(record["rest"]))
-            self._dense.setdefault(record["network"], float(record["dense"]))
+            rest, beside = float(record["rest"]), [float(seconds) for seconds in record["beside"]]
+            self._last = record["network"]
+            self._rest.setdefault(self._last, []).append(rest)
+            self._beside.setdefault(self._last, []).append(beside)
+            self._paces.pop(self._last, None)
         else:
             cell = Scheme.parse(record["scheme"]), float(record["rate"])
-            self._curves.clear()
-            self._cells.setdefault(record["layer"], {}).setdefault(cell, []).append(float(record["seconds"]))
+            found = self._last, len(self._beside[self._last]) - 1, float(record["seconds"])
+            self._cells.setdefault(record["layer"], {}).setdefault(cell, []).append(found)

@@ -1,0 +1,37 @@
+"""Whole filters and channels: what they do to the layers around them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from mapping_cases import by_work, fill
+
+from blockpunch.mapping import LatencyTable, Network
+from blockpunch.mapping.coupling import predict, work_left
+from blockpunch.schemes import Scheme
+
+
+@pytest.mark.parametrize("regularity, step, neighbour", [("channel", "second", "first"), ("filter", "first", "second"),
+                                                         ("filter", "second", "last")])
+def test_neighbours_shrink_as_the_compiler_shrinks_them(network: Network, regularity: str, step: str,
+                                                        neighbour: str) -> None:
+    cells = {step: (Scheme(regularity), 4.0)}
+    left = work_left(network, cells)
+    assert left[neighbour] < 0.7 and left[step] == 1.0  # a padded layer needs the constants of dead filters
+    program = network.compile(network.pruned(cells))
+    kept = {info.name: info.kept_macs for info in program.steps}
+    item = next(item for item in network.items if item.step == neighbour)
+    assert kept[neighbour] == pytest.approx(left[neighbour] * sum(layer.macs for layer in item.layers), rel=0.02)
+
+
+def test_a_smaller_neighbour_is_as_fast_as_at_the_rate_that_leaves_as_much(network: Network, tmp_path: Path) -> None:
+    table = fill(LatencyTable(tmp_path / "t.jsonl", network.target), network)
+    whole, block = (Scheme("channel"), 2.0), (Scheme("block-punched", (4, 1)), 3.0)
+    found = predict(network, table, {"first": block, "second": whole})
+    alone = table.predict(network, {"first": block, "second": whole})
+    first = next(item for item in network.items if item.step == "first")
+    assert found.items["first"] == pytest.approx(by_work(first, (block[0], 6.0)))
+    assert found.items["first"] < alone.items["first"] and found.items["second"] == alone.items["second"]
+    assert found.seconds == pytest.approx(sum(found.items.values()) + found.rest)
+    assert predict(network, table, {"first": block}) == table.predict(network, {"first": block})
