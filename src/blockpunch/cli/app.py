@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from blockpunch.cli import building, mapping, measuring, pruning
+from blockpunch.cli import building, mapping, measuring, optimizing, pruning
 from blockpunch.cli.guard import guarded
 
 app = typer.Typer(name="blockpunch", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -28,5 +28,5 @@ def options(
 
 
 for verb in (measuring.doctor, building.inspect, mapping.profile_, mapping.map_, pruning.prune, building.compile_,
-             building.run, measuring.bench, pruning.optimize, pruning.report, building.extract):
+             building.run, measuring.bench, optimizing.optimize, optimizing.report, building.extract):
     app.command(verb.__name__.rstrip("_"))(guarded(verb))

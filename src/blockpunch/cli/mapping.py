@@ -11,8 +11,9 @@ import typer
 
 from blockpunch.cli import show
 from blockpunch.cli.guard import kept
+from blockpunch.cli.optimizing import HeldOut, LabelOffset, LatencyMs, MaxDrop, Speedup, held_out_photos
 from blockpunch.cli.options import Json, Output, Shape, Threads, check_output, parse_shapes
-from blockpunch.cli.pruning import HeldOut, LabelOffset, Limit, OnnxModel, Recipe, held_out_photos
+from blockpunch.cli.pruning import Limit, OnnxModel, Recipe
 from blockpunch.data import Preprocess, list_images
 from blockpunch.errors import InputError
 from blockpunch.graph import load_graph
@@ -61,14 +62,9 @@ def map_(
     table: Annotated[Path, typer.Option("--table", show_default=False, help="Latencies, from 'blockpunch profile'.")],
     output: Output,
     method: Annotated[str, typer.Option("--method", help=f"One of: {', '.join(METHODS)}.")] = "exact",
-    speedup: Annotated[float | None, typer.Option("--speedup", show_default=False,
-                                                  help="The goal: times the speed of the dense network.")] = None,
-    latency_ms: Annotated[float | None, typer.Option("--latency-ms", show_default=False,
-                                                     help="The goal: milliseconds.")] = None,
-    max_drop: Annotated[float | None, typer.Option(
-        "--max-drop", metavar="POINTS", show_default=False,
-        help="The goal, with exact: the fastest network that loses at most so many points of top-1 accuracy, in one "
-             "shot and without training.")] = None,
+    speedup: Speedup = None,
+    latency_ms: LatencyMs = None,
+    max_drop: MaxDrop = None,
     errors: Annotated[Path | None, typer.Option("--errors", show_default=False,
                                                 help="exact: the layers' errors, computed with --photos if missing.")] =
         None,

@@ -1,9 +1,7 @@
-"""The verbs ``prune``, ``optimize`` and ``report``."""
+"""The verb ``prune``."""
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -11,29 +9,22 @@ import typer
 
 from blockpunch.cli import show
 from blockpunch.cli.guard import kept
-from blockpunch.cli.options import Json, Output, Shape, Threads, Tune, check_output, comma_list, parse_shapes
-from blockpunch.data import PREPROCESS, Preprocess, class_folders, labelled_images, list_images
+from blockpunch.cli.options import Json, Output, Shape, check_output, parse_shapes
+from blockpunch.data import PREPROCESS, Preprocess, list_images
 from blockpunch.errors import DataError, PlanError
 from blockpunch.graph import load_graph
 from blockpunch.layers import Layer, prunable_layers
-from blockpunch.measure.quality import Check
 from blockpunch.optimize import (
     Event,
-    Job,
-    OnnxSource,
     Photos,
-    Settings,
     batches,
     one_shot_photos,
     photo_batches,
-    rerender,
     training_pixels,
 )
 from blockpunch.plan import Plan
 from blockpunch.pruning.counts import PruneReport
-from blockpunch.report import ReportFacts
 from blockpunch.schemes import REGULARITIES, Scheme
-from blockpunch.target import TARGET_NAMES
 
 OnnxModel = Annotated[Path, typer.Argument(help="An ONNX file.", show_default=False)]
 SchemeName = Annotated[str, typer.Option("--scheme", "-s", help=f"One of: {', '.join(REGULARITIES)}.")]
@@ -60,11 +51,6 @@ Method = Annotated[str, typer.Option("--method", help="With --train: reweighted 
 Minutes = Annotated[float, typer.Option("--minutes", min=0.01, help="Time for the recovery, or for the training.")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Use at most so many photos.", show_default=False)]
 Recipe = Annotated[str, typer.Option("--preprocess", help=f"How photos become inputs: {', '.join(PREPROCESS)}.")]
-
-HeldOut = Annotated[Path | None, typer.Option("--held-out", metavar="FOLDER", show_default=False,
-                                              help="Photos to try plans on for --max-drop: labels.csv, class folders "
-                                                   "or no labels; never the test set. Default: part of the photos.")]
-LabelOffset = Annotated[int, typer.Option("--label-offset", help="Added to labels to get output numbers.")]
 
 
 def make_plan(layers: list[Layer], model: str, plan: Path | None, scheme: str, block: str | None, rate: float,
@@ -206,89 +192,3 @@ def _trained(model: Path, plan: Plan, output: Path, folder: Path, method: str, m
                                minutes=minutes, shape=shapes, checkpoint=checkpoint, progress=progress)
     checkpoint.unlink(missing_ok=True)
     return report
-
-
-def optimize(
-    model: OnnxModel,
-    output: Annotated[Path, typer.Option("--output", "-o", help="A folder, made if missing.", show_default=False)],
-    scheme: SchemeName = "block-punched",
-    block: Block = None,
-    rate: Rate = 4.0,
-    only: Only = None,
-    skip: Skip = None,
-    plan: PlanFile = None,
-    distill: Distill = None,
-    minutes: Minutes = 10.0,
-    check: Annotated[Path | None, typer.Option(
-        "--check", metavar="FOLDER", show_default=False,
-        help="Held-out photos to compare dense and pruned on: labels.csv, class folders, or no labels.")] = None,
-    label_offset: LabelOffset = 0,
-    limit: Limit = None,
-    preprocess: Recipe = "imagenet",
-    engines: Annotated[str, typer.Option("--engines", "-e", help="Peers to measure, with commas between.")] =
-        "onnxruntime",
-    target: Annotated[str, typer.Option("--target", help=f"One of: {', '.join(TARGET_NAMES)}.")] = "host",
-    threads: Threads = 1,
-    tune: Tune = 0.0,
-    seconds: Annotated[float, typer.Option("--seconds", min=0.05, help="Measuring time for each engine.")] = 3.0,
-    shape: Shape = None,
-) -> None:
-    """The main job: plan, prune, recover, compile, measure, report. Interrupt it at will: it goes on where it was."""
-    kept.append(f"finished stages are kept in {output}; the same command goes on from there")
-    source = OnnxSource(model, parse_shapes(shape))
-    size = source.graph.shape(source.graph.inputs[0])[-1]
-    settings = Settings(
-        scheme=str(Scheme.parse(scheme, block)), rate=rate, only=tuple(only or ()), skip=tuple(skip or ()),
-        plan=Plan.load(plan) if plan is not None else None, target=target, threads=threads,
-        minutes=minutes if distill is not None else 0.0, engines=tuple(comma_list(engines)), seconds=seconds,
-        tune=tune,
-        command="blockpunch " + shlex.join(sys.argv[1:]))
-    recipe = Preprocess.named(preprocess, size)
-    photos = None if distill is None else Photos(training_pixels(list_images(distill, limit=limit), size), recipe, size,
-                                                 f"{distill.name} (photos)")
-    held_out = None if check is None else held_out_photos(check, recipe, label_offset, limit)
-    with show.Watching() as watching:
-        facts = Job(source, output, settings, photos, held_out, watching).run()
-    show_facts(facts)
-
-
-def report(folder: Annotated[Path, typer.Argument(help="A folder that optimize wrote.", show_default=False)]) -> None:
-    """Draw the HTML report of a finished job again."""
-    show.line(str(rerender(folder)))
-
-
-def held_out_photos(folder: Path, preprocess: Preprocess, offset: int, limit: int | None) -> Check:
-    """The photos to compare on, with labels where the folder has them."""
-    if (folder / "labels.csv").is_file():
-        paths, labels = labelled_images(folder, limit=limit)
-        return Check(paths, preprocess, labels, offset, f"photos of {folder.name}")
-    if folder.is_dir() and any(p.is_dir() for p in folder.iterdir()):
-        paths, labels, _ = class_folders(folder, limit=limit)
-        return Check(paths, preprocess, labels, offset, f"photos of {folder.name}")
-    return Check(list_images(folder, limit=limit), preprocess, source=f"photos of {folder.name}")
-
-
-def show_facts(facts: ReportFacts) -> None:
-    """The result of the main job, in one table."""
-    rows: list[tuple[str, object, object]] = []
-    words_of = {"peer": "best dense engine", "dense": "blockpunch, dense", "pruned": "blockpunch, pruned"}
-    for role, words in words_of.items():
-        engine = facts.role(role)
-        if engine is not None:
-            label = f"{words}: {engine.label} {engine.version}" if role == "peer" else words
-            pruned = facts.role("pruned")
-            gain = f"{engine.median_ms / pruned.median_ms:.2f} x" if pruned and role != "pruned" else ""
-            rows.append((label, f"{engine.median_ms:.3f} ms", gain and f"pruned is {gain} as fast"))
-    rows.append(("weights", f"{facts.kept_weights:,} of {facts.weights:,}",
-                 f"rate {facts.weights / facts.kept_weights:.2f}"))
-    rows.append(("work", f"{facts.kept_macs / 1e6:.1f} of {facts.macs / 1e6:.1f} MMAC",
-                 f"rate {facts.macs / facts.kept_macs:.2f}"))
-    c = facts.comparison
-    if c is not None and c.dense is not None:
-        rows.append(("top-1, dense", f"{100 * c.dense:.2f} %", f"{c.images} {c.source}"))
-        rows.append(("top-1, pruned", f"{100 * c.pruned:.2f} %", f"{100 * (c.pruned - c.dense):+.2f} points; "
-                     f"{c.only_dense_right} right only dense, {c.only_pruned_right} only pruned"))
-    elif c is not None:
-        rows.append(("same answer as dense", f"{100 * c.agreement:.1f} %",
-                     f"on {c.images} {c.source}; agreement, not accuracy: there are no labels"))
-    show.table(f"{facts.model}: {facts.plan}, {facts.threads} thread(s)", ("", "", ""), rows)

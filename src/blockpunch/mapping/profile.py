@@ -34,9 +34,9 @@ from blockpunch.runtime.session import Session
 Progress = Callable[[str, float, float], None]
 """Called with a line of text, the rounds done, and how many there will be as far as is known."""
 
-DOUBT = 0.05
+DOUBT = 0.08
 """A cell is measured where its interpolated time may be off by more than this part of it, ..."""
-NEGLIGIBLE = 3e-4
+NEGLIGIBLE = 1e-3
 """... unless the difference, in all items of its shape, is less than this part of the network's time."""
 WHOLE = ("filter", "channel")
 """Regularities that take whole channels away: neighbours do not get them in the same round."""

@@ -24,7 +24,7 @@ from blockpunch.mapping.network import Cell, Item, Network
 from blockpunch.measure.machine import cpu_name
 from blockpunch.schemes import Scheme
 from blockpunch.target import Target
-from blockpunch.tuning import kernel_version
+from blockpunch.tuning import kernel_version, store_path
 
 FORMAT = "blockpunch-latency-table"
 VERSION = 2
@@ -235,3 +235,9 @@ class LatencyTable:
             cell = Scheme.parse(record["scheme"]), float(record["rate"])
             found = self._last, len(self._beside[self._last]) - 1, float(record["seconds"])
             self._cells.setdefault(record["layer"], {}).setdefault(cell, []).append(found)
+
+
+def table_path(target: Target, threads: int) -> Path:
+    """The table for this CPU, these kernels and so many threads, in the user's cache folder."""
+    schedules = store_path(target, threads)
+    return schedules.parent.parent / "latencies" / schedules.name

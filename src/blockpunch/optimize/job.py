@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -18,22 +18,29 @@ from blockpunch.errors import DataError, PlanError
 from blockpunch.graph.ir import Graph
 from blockpunch.graph.summary import summarize
 from blockpunch.layers import prunable_layers
+from blockpunch.mapping import Goal
 from blockpunch.measure.bench import OURS, BenchResult, EngineResult, Entry, bench_entries
 from blockpunch.measure.engines import ENGINES
 from blockpunch.measure.layers import LayerTime, time_layers
 from blockpunch.measure.machine import survey
 from blockpunch.measure.quality import Check, Comparison, compare
-from blockpunch.optimize.photos import Photos, batches, one_shot_photos
+from blockpunch.optimize.event import Event
+from blockpunch.optimize.mapping import MappingStages
+from blockpunch.optimize.photos import Photos
+from blockpunch.optimize.recovery import Recovery
 from blockpunch.optimize.source import Source
 from blockpunch.optimize.workfolder import WorkFolder, fingerprint
 from blockpunch.plan import Plan
-from blockpunch.report import EngineTime, LayerFacts, ReportFacts, render
+from blockpunch.report import EngineTime, LayerFacts, MappingFacts, ReportFacts, render
 from blockpunch.runtime.session import Session
 from blockpunch.schemes import Scheme
 from blockpunch.target import Target
 
 PRUNED, DENSE = "blockpunch, pruned", "blockpunch, dense"
-_ONE_SHOT_BATCH = 32
+UNIFORM, UNIFORM_RATE = "block-punched:8x4", 4.0
+"""Where one of scheme and rate is given, and the other one is not."""
+SPEEDUP = 1.5
+"""The goal where none is given."""
 _NAMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 
 
@@ -41,13 +48,18 @@ _NAMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 class Settings:
     """What to do.
 
-    ``plan`` overrides ``scheme``, ``rate``, ``only`` and ``skip``. ``minutes`` of distillation (0: none) need photos.
+    ``goal`` is what the mapping chooses a plan for (default: :data:`SPEEDUP`), from latencies in the file ``table``
+    (default: in the cache), measured for ``profile_seconds`` at most. A ``plan``, or ``scheme`` and ``rate`` (for the
+    layers of ``only`` without ``skip``), take its place. ``minutes`` of distillation (0: none) need photos.
     ``tune`` is the time in seconds to measure schedules, for each of our two builds. ``engines`` are the peers to
     measure; ``seconds`` the measuring time for each.
     """
 
-    scheme: str = "block-punched:8x4"
-    rate: float = 4.0
+    goal: Goal | None = None
+    table: Path | None = None
+    profile_seconds: float = math.inf
+    scheme: str | None = None
+    rate: float | None = None
     only: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
     plan: Plan | None = None
@@ -63,19 +75,12 @@ class Settings:
     command: str = ""
 
 
-@dataclass(frozen=True)
-class Event:
-    """Something to show: a line of ``text``, or how far a stage is (``done`` of ``total``, any unit)."""
-
-    text: str
-    done: float = 0.0
-    total: float = 0.0
-
-
 @dataclass
 class Job:
     """The main job for one network. ``run()`` does what is not done yet and gives the facts of the report.
 
+    ``photos`` are unlabelled, to choose, prune and distil on. On ``held_out`` plans are tried where the goal is an
+    accuracy (default: part of the photos); ``check`` is the test set, which only the report sees.
     Files in ``folder``: ``plan.json``, ``pruned.onnx``, ``dense.bp``, ``net.bp``, ``report.html``, ``state.json``.
     """
 
@@ -84,6 +89,7 @@ class Job:
     settings: Settings = field(default_factory=Settings)
     photos: Photos | None = None
     check: Check | None = None
+    held_out: Check | None = None
     show: Callable[[Event], None] = lambda event: None
 
     def run(self) -> ReportFacts:
@@ -109,74 +115,51 @@ class Job:
         return facts
 
     def _plan(self) -> Plan:
+        """The plan that was given, a uniform one, or by default one that is chosen for the goal."""
         s, layers = self.settings, prunable_layers(self.source.graph)
+        if s.goal is not None and (s.plan is not None or s.scheme is not None or s.rate is not None):
+            raise PlanError("a goal is for a plan that is chosen", fix="leave out the goal, or plan, scheme and rate")
+        self.mapping: MappingFacts | None = None
         if s.plan is not None:
             if s.only or s.skip:
                 raise PlanError("a plan names its layers itself", fix="leave out only and skip")
             plan = s.plan
             plan.check(layers)
+        elif s.scheme is not None or s.rate is not None:
+            plan = Plan.uniform(layers, Scheme.parse(s.scheme or UNIFORM), UNIFORM_RATE if s.rate is None else s.rate,
+                                only=s.only, skip=s.skip, model=self.source.name)
         else:
-            plan = Plan.uniform(layers, Scheme.parse(s.scheme), s.rate, only=s.only, skip=s.skip,
-                                model=self.source.name)
+            if s.only or s.skip:
+                raise PlanError("the mapping chooses the layers itself", fix="leave out only and skip")
+            mapping = MappingStages(self.work, self.source, self.target, s.threads, s.goal or Goal(speedup=SPEEDUP),
+                                    self.photos, self.held_out, s.table, s.profile_seconds, self.show)
+            plan, self.mapping = mapping.run()
         self._key = fingerprint(self.source.key, plan.to_json())
         plan.save(self.work.file("plan.json"))
         return plan
 
     def _prune(self, plan: Plan) -> dict[str, Any]:
-        """One-shot, then distillation if asked for; ``pruned.onnx``."""
-        s = self.settings
-        self.onnx = self.work.file("pruned.onnx")
-        if s.minutes > 0:
-            assert self.photos is not None
-            self._key = fingerprint(self._key, s.minutes, s.batch, s.learning_rate, s.seed, self.photos.size,
-                                    list(self.photos.pixels.shape), int(self.photos.pixels.sum()))
-            facts: dict[str, Any] = self.work.stage("recover", self._key, ["pruned.onnx"], lambda: self._recover(plan))
-        else:
-            facts = self.work.stage("prune", self._key, ["pruned.onnx"], lambda: self._one_shot(plan))
-        return facts
-
-    def _one_shot(self, plan: Plan) -> dict[str, Any]:
-        self.source.prune(plan, self.onnx)
-        return {**self._count(), "recovery": "Pruned in one shot, not recovered."}
-
-    def _recover(self, plan: Plan) -> dict[str, Any]:
-        import torch
-
-        from blockpunch.pruning.graph_module import GraphModule
-        from blockpunch.pruning.oneshot import first_images, prune_oneshot_
-        from blockpunch.pruning.recover import Recipe, Status, distill
-        from blockpunch.pruning.torch_prune import Pruner
-
+        """``pruned.onnx``: by magnitude, or with photos by second-order errors, then distilled if there is time."""
         s, photos = self.settings, self.photos
-        assert photos is not None
-        student = GraphModule(self.source.graph)
-        teacher = copy.deepcopy(student)
+        self.onnx = self.work.file("pruned.onnx")
 
-        def progress(status: Status) -> None:
-            self.show(Event(f"distil: step {status.step}, loss {status.loss:.3f}", status.seconds, s.minutes * 60))
+        def by_magnitude() -> dict[str, Any]:
+            self.source.prune(plan, self.onnx)
+            return self._count("Pruned in one shot by magnitude, not recovered.")
 
-        pruner = Pruner(student, plan)
+        if photos is None:
+            return dict(self.work.stage("prune", self._key, ["pruned.onnx"], by_magnitude))
+        self._key = fingerprint(self._key, s.minutes, s.batch, s.learning_rate, s.seed, photos.facts())
+        recovery = Recovery(self.source, plan, photos, s.minutes, s.batch, s.learning_rate, s.seed, self.show)
         checkpoint = self.work.file(f"recover-{self._key[:12]}.safetensors")
-        if not checkpoint.exists():
-            torch.manual_seed(s.seed)
-            images = first_images(batches(photos, _ONE_SHOT_BATCH), one_shot_photos(photos.size))
-            pruner.take(prune_oneshot_(student, plan, images, progress=lambda done, total, name: self.show(
-                Event(f"one-shot: layer {done} of {total}", done, total))).masks)
-        recipe = Recipe(epochs=100_000, minutes=s.minutes, optimizer="adam", seed=s.seed, lr=s.learning_rate,
-                        warmup_steps=10)
-        result = distill(pruner, teacher, batches(photos, s.batch), recipe=recipe, progress=progress,
-                         checkpoint=checkpoint, checkpoint_seconds=20.0)
-        pruner.finalize_()
-        self.source.write(student.constants(), self.onnx)
-        checkpoint.unlink(missing_ok=True)
-        text = (f"Pruned in one shot by second-order errors, then distilled from the dense network for "
-                f"{s.minutes:g} minutes ({result.steps} steps), on {photos.source}.")
-        return {**self._count(), "recovery": text}
+        return dict(self.work.stage("recover", self._key, ["pruned.onnx"],
+                                    lambda: self._count(recovery.run(self.onnx, checkpoint))))
 
-    def _count(self) -> dict[str, int]:
-        """Weights of the prunable layers of what was written, and those that are not zero."""
+    def _count(self, recovery: str) -> dict[str, Any]:
+        """Weights of the prunable layers of what was written, those that are not zero, and how they were made."""
         rows = summarize(self.source.read(self.onnx))
-        return {"weights": sum(row.weights for row in rows), "kept": sum(row.kept_weights for row in rows)}
+        return {"weights": sum(row.weights for row in rows), "kept": sum(row.kept_weights for row in rows),
+                "recovery": recovery}
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: self.source.graph.shape(name) for name in self.source.graph.inputs}
@@ -246,24 +229,25 @@ class Job:
             EngineTime(name, roles.get(name, "peer"), r.median_ms, r.min_ms, r.spread, r.max_rel_error, r.version)
             for name, r in bench.engines.items()]
         dense_ms = {row.record.name: row.ms for row in before}
-        layers = [_layer(row, plan, dense_ms.get(row.record.name)) for row in after]
+        predicted = self.mapping.layers if self.mapping else {}
+        layers = [_layer(row, plan, dense_ms.get(row.record.name), predicted.get(row.record.name)) for row in after]
         return ReportFacts(
             model=self.source.name, target=self.target.name, threads=self.settings.threads,
             created=time.strftime("%Y-%m-%d %H:%M"), version=metadata.version("blockpunch"), plan=_describe(plan),
             engines=engines, layers=layers, weights=weights["weights"], kept_weights=weights["kept"],
             dense_bytes=self.work.file("dense.bp").stat().st_size, pruned_bytes=self.work.file("net.bp").stat().st_size,
             machine=survey().to_json(), comparison=comparison, recovery=weights["recovery"],
-            stages=dict(self.work.seconds), command=self.settings.command)
+            stages=dict(self.work.seconds), command=self.settings.command, mapping=self.mapping)
 
 
-def _layer(row: LayerTime, plan: Plan, dense_ms: float | None) -> LayerFacts:
+def _layer(row: LayerTime, plan: Plan, dense_ms: float | None, predicted_ms: float | None) -> LayerFacts:
     record = row.record
     entry = plan.layers.get(record.name)
     return LayerFacts(
         name=record.name, kind=record.kind, shape=entry.shape if entry else (),
         scheme=str(entry.scheme) if entry else "", rate=entry.rate if entry else 1.0, macs=record.macs,
         kept_macs=record.kept_macs, dense_ms=dense_ms, ms=row.ms, peak_share=row.peak_share, packing=record.packing,
-        reason=(entry.reason if entry else "") or record.reason)
+        reason=(entry.reason if entry else "") or record.reason, predicted_ms=predicted_ms)
 
 
 def _describe(plan: Plan) -> str:

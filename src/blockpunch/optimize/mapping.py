@@ -1,18 +1,32 @@
-"""The exact mapping from images: the layers' errors, the frontier, and trials along it where accuracy is the goal."""
+"""The mapping in the main job: the latency table, then the exact choice on photos, or rules where there are none."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from blockpunch.data import Labels
+from blockpunch.errors import DataError, PlanError
+from blockpunch.graph.passes import optimize
 from blockpunch.mapping.choices import Mapped, contenders
 from blockpunch.mapping.drop import map_within_drop
 from blockpunch.mapping.exact import Exact, map_exact
 from blockpunch.mapping.goal import Goal
 from blockpunch.mapping.network import Network
-from blockpunch.mapping.table import LatencyTable
+from blockpunch.mapping.profile import profile
+from blockpunch.mapping.rules import map_rules
+from blockpunch.mapping.table import LatencyTable, table_path
+from blockpunch.measure.quality import Check
+from blockpunch.optimize.event import Event
+from blockpunch.optimize.photos import Photos, check_batches, split_photos
+from blockpunch.optimize.recovery import ONE_SHOT_BATCH
+from blockpunch.optimize.source import Source
+from blockpunch.optimize.workfolder import WorkFolder, fingerprint
+from blockpunch.plan import Plan
+from blockpunch.report import MappingFacts
+from blockpunch.target import Target
 
 Progress = Callable[[str, float, float], None]
 """Called with a line of text, what is done, and what there is to do."""
@@ -47,3 +61,91 @@ def exact_on_images(model: Any, images: Sequence[Any], network: Network, table: 
     lost = Evaluation(model, images, held_out, labels, store=trials, progress=progress)
     exact = Exact.solve(network, table, found.errors, found.sensitivity)
     return map_within_drop(exact, goal.max_drop, lambda plan: (lost(plan).points, lost(plan).error))
+
+
+@dataclass
+class MappingStages:
+    """The stages ``profile`` and ``map`` of a job, for one network and one goal.
+
+    Files in the work folder: ``plan.json``, ``errors-KEY.json``, ``trials-KEY.json``. The table is ``table``, or in the
+    user's cache, where other networks find it.
+    """
+
+    work: WorkFolder
+    source: Source
+    target: Target
+    threads: int
+    goal: Goal
+    photos: Photos | None
+    held_out: Check | None
+    table: Path | None
+    profile_seconds: float
+    show: Callable[[Event], None]
+
+    def run(self) -> tuple[Plan, MappingFacts]:
+        """The plan, and what the report tells about it.
+
+        Raises:
+            PlanError: the goal cannot be reached, or this machine is not the target.
+            DataError: an accuracy is the goal, and there are no photos.
+        """
+        if not self.target.runs_here()[0]:
+            raise PlanError(f"nothing can be measured for {self.target.name} here", where="mapping",
+                            fix="give a scheme and a rate, or a plan that was mapped on such a machine")
+        if self.photos is None and self.goal.max_drop is not None:
+            raise DataError("plans can be tried on photos only", fix="give a folder of photos, or another goal")
+        network = Network(optimize(self.source.graph), self.target, self.threads)
+        table = LatencyTable(self.table or table_path(self.target, self.threads), self.target, self.threads)
+        key = fingerprint(self.source.key, table.header)
+
+        def measure() -> dict[str, int]:
+            rounds = profile(network, table, self._tell, seconds=self.profile_seconds)
+            return {"rounds": rounds, "cells": sum(len(table.cells(item.key)) for item in network.items)}
+
+        self.work.stage("profile", key, [], measure)
+        images = None if self.photos is None else self.photos.facts()
+        check = None if self.held_out is None else self.held_out.facts()
+        facts = self.work.stage("map", fingerprint(key, str(self.goal), images, check), ["plan.json"],
+                                lambda: self._map(network, table, measure))
+        return Plan.load(self.work.file("plan.json")), MappingFacts.from_json(facts)
+
+    def _map(self, network: Network, table: LatencyTable, measure: Callable[[], Any]) -> dict[str, Any]:
+        """``plan.json`` and the facts."""
+        if table.rest(network) is None:  # the cache was emptied since
+            measure()
+        if self.photos is None:
+            self.show(Event("map: no photos, so rules choose by latencies alone; photos would let errors decide"))
+            mapped = map_rules(network, table, self.goal)
+        else:
+            mapped = self._exact(self.photos, network, table)
+        mapped.plan.model = self.source.name
+        mapped.plan.save(self.work.file("plan.json"))
+        layers = {item.step: sum(mapped.plan.layers[layer.name].latency_ms or 0.0 for layer in item.layers)
+                  for item in network.items}
+        return asdict(MappingFacts(
+            "rules" if self.photos is None else "exact", str(self.goal), 1e3 * mapped.dense, 1e3 * mapped.seconds,
+            1e3 * mapped.rest, mapped.cost, [(1e3 * seconds, cost) for seconds, cost in mapped.frontier],
+            [(1e3 * seconds, cost, points, error) for seconds, cost, points, error in mapped.trials], layers))
+
+    def _exact(self, photos: Photos, network: Network, table: LatencyTable) -> Mapped:
+        from blockpunch.pruning.graph_module import GraphModule
+
+        fit, rest = split_photos(len(photos.pixels), photos.size)
+        held_out, labels = [], None
+        if self.goal.max_drop is not None:
+            held_out = (photos.centres(rest, ONE_SHOT_BATCH) if self.held_out is None
+                        else check_batches(self.held_out, ONE_SHOT_BATCH))
+            if self.held_out is not None and self.held_out.labels is not None:
+                labels = self.held_out.labels + self.held_out.offset
+        return exact_on_images(GraphModule(self.source.graph), photos.centres(fit, ONE_SHOT_BATCH), network, table,
+                               self.goal, errors=self._store("errors", photos), trials=self._store("trials", photos),
+                               held_out=held_out, labels=labels, progress=self._tell)
+
+    def _store(self, name: str, photos: Photos) -> Path:
+        """A file of this network, these photos and this way to try plans: others do not meet it."""
+        check = None if self.held_out is None else self.held_out.facts()
+        key = fingerprint(self.source.key, photos.facts(), check if name == "trials" else None)
+        return self.work.file(f"{name}-{key[:12]}.json")
+
+    def _tell(self, text: str, done: float, total: float) -> None:
+        self.show(Event(text, done, total))

@@ -28,6 +28,10 @@ class Photos:
     size: int
     source: str = "photos"
 
+    def facts(self) -> list[Any]:
+        """What tells these photos from others, as plain data."""
+        return [self.size, list(self.pixels.shape), int(self.pixels.sum()), repr(self.preprocess)]
+
     def centres(self, numbers: Sequence[int], batch: int) -> Any:
         """The centres of some photos, as the network sees them when it is used, in batches. Needs torch."""
         import torch

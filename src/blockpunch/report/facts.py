@@ -24,6 +24,7 @@ class LayerFacts:
     peak_share: float | None
     packing: str
     reason: str
+    predicted_ms: float | None = None
 
     @property
     def pruned(self) -> bool:
@@ -50,6 +51,38 @@ class EngineTime:
 
 
 @dataclass(frozen=True)
+class MappingFacts:
+    """How the plan was chosen.
+
+    Attributes:
+        method: ``exact`` or ``rules``.
+        goal: in words.
+        dense_ms, predicted_ms: of the whole network by the latency table.
+        rest_ms: of its steps without weights.
+        cost: of the plan; None where no errors were weighed.
+        frontier: (ms, cost) of the best plans, from the fastest to dense.
+        trials: (ms, cost, points of accuracy lost, their standard error) of plans that were tried.
+        layers: step -> predicted ms.
+    """
+
+    method: str
+    goal: str
+    dense_ms: float
+    predicted_ms: float
+    rest_ms: float
+    cost: float | None
+    frontier: list[tuple[float, float]]
+    trials: list[tuple[float, float, float, float]]
+    layers: dict[str, float]
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> MappingFacts:
+        """From plain data as ``asdict`` makes it, through JSON or not."""
+        return MappingFacts(**{**data, "frontier": [(point[0], point[1]) for point in data["frontier"]],
+                               "trials": [(t[0], t[1], t[2], t[3]) for t in data["trials"]]})
+
+
+@dataclass(frozen=True)
 class ReportFacts:
     """Everything that the report shows."""
 
@@ -70,6 +103,7 @@ class ReportFacts:
     recovery: str = ""
     stages: dict[str, float] = field(default_factory=dict)
     command: str = ""
+    mapping: MappingFacts | None = None
 
     def role(self, role: str) -> EngineTime | None:
         """The fastest engine of a role, or None."""
@@ -104,8 +138,9 @@ class ReportFacts:
     @staticmethod
     def from_json(data: dict[str, Any]) -> ReportFacts:
         """The facts that :meth:`to_json` wrote."""
-        comparison = data.get("comparison")
+        comparison, mapping = data.get("comparison"), data.get("mapping")
         return ReportFacts(**{
             **data, "engines": [EngineTime(**entry) for entry in data["engines"]],
             "layers": [LayerFacts(**{**entry, "shape": tuple(entry["shape"])}) for entry in data["layers"]],
-            "comparison": Comparison(**comparison) if comparison else None})
+            "comparison": Comparison(**comparison) if comparison else None,
+            "mapping": MappingFacts.from_json(mapping) if mapping else None})

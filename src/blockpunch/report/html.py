@@ -7,7 +7,7 @@ from typing import Any
 
 from blockpunch.errors import MissingExtraError
 from blockpunch.report.facts import ReportFacts
-from blockpunch.report.figures import engine_bars, layer_bars
+from blockpunch.report.figures import engine_bars, frontier_curve, layer_bars, plan_bars, prediction_scatter
 
 
 def render(facts: ReportFacts) -> str:
@@ -26,8 +26,14 @@ def render(facts: ReportFacts) -> str:
     source = resources.files("blockpunch.report") / "templates" / "report.html.j2"
     template = environment.from_string(source.read_text(encoding="utf-8"))
     left_dense = [layer for layer in facts.layers if layer.macs and not layer.pruned]
-    text: str = template.render(facts=facts, left_dense=left_dense, layer_picture=layer_bars(facts),
-                                engine_picture=engine_bars(facts) if facts.engines else "")
+    pictures = {"layer_picture": layer_bars(facts), "plan_picture": plan_bars(facts)}
+    if facts.engines:
+        pictures["engine_picture"] = engine_bars(facts)
+    if facts.mapping and facts.mapping.frontier:
+        pictures["frontier_picture"] = frontier_curve(facts.mapping)
+    if any(layer.ms and layer.predicted_ms for layer in facts.layers):
+        pictures["prediction_picture"] = prediction_scatter(facts)
+    text: str = template.render(facts=facts, left_dense=left_dense, pictures=pictures)
     return text
 
 
