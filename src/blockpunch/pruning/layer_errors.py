@@ -112,7 +112,7 @@ def layer_errors(model: nn.Module, batches: Iterable[Any], candidates: Mapping[s
                      result.errors.get(name, {})] for name, rows in _parsed(candidates) if name not in result.skipped}
     missing = [layers[name] for name, rows in wanted.items() if rows]
     done = len(candidates) - len(missing)
-    for name, moments in dense_moments(model, images, missing, norms, seed):
+    for name, moments in _moments(model, images, missing, norms, seed):
         moments.check(name)
         pruner = LayerPruner(moments, layers[name].shape, layers[name].conv_groups, steps=STEPS)
         table = result.errors.setdefault(name, {})
@@ -155,7 +155,7 @@ def _source(model: nn.Module, images: Sequence[torch.Tensor], seed: int) -> str:
     return digest.hexdigest()[:16]
 
 
-def dense_moments(model: nn.Module, images: Sequence[torch.Tensor], layers: Sequence[Layer],
+def _moments(model: nn.Module, images: Sequence[torch.Tensor], layers: Sequence[Layer],
              norms: Mapping[str, list[nn.Module]], seed: int) -> Iterator[tuple[str, Moments]]:
     """Moments of the inputs of each layer in the dense network, as many layers at a time as fit into memory."""
     remaining, count = list(layers), sum(len(batch) for batch in images)
