@@ -67,6 +67,7 @@ def test_the_bias_takes_up_the_mean():
 def test_refit_and_error_against_lstsq(centred, monkeypatch):
     """Weights on a mask: torch.linalg.lstsq finds the same ones, and the same error."""
     monkeypatch.setattr(obs, "CG_TOLERANCE", 1e-7)
+    monkeypatch.setattr(obs, "shrinkage", lambda gram, samples: torch.zeros(len(gram)))
     moments, weight, x, d = problem(6, 8, centred=centred, pruned=True)
     quadratic = obs.Quadratic.of(moments, damping=0.0)
     mask = torch.from_numpy(np.random.default_rng(3).random((1, 6, 8)) < 0.6)
@@ -146,3 +147,29 @@ def test_columns_that_never_vary_do_no_harm():
     found = obs.LayerPruner(moments, (4, 6)).prune(Scheme("unstructured"), 2)
     assert bool(found.weight.isfinite().all())
     assert not found.mask[:, 2:4].any()  # they carry nothing but a mean
+
+
+def test_few_samples_are_not_believed():
+    """Independent inputs, hardly more samples than columns: what is chance is left out, and new inputs show it."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(1, 16, 64, generator=generator)
+    few, many = (torch.randn(1, 64, count, generator=generator) for count in (80, 20_000))
+    moments = Moments(weight)
+    moments.add(few)
+    assert obs.shrinkage(moments.gram, moments.count) > 0.5
+    pruner = obs.LayerPruner(moments, (16, 64))
+    solution = pruner.prune(Scheme.parse("unstructured"), 4.0)
+    true = ((weight[0] - solution.weight) @ many[0]).square().sum() / (weight[0] @ many[0]).square().sum()
+    assert float(true) == pytest.approx(solution.error, rel=0.25)
+    moments = Moments(weight)
+    moments.add(many)
+    assert obs.shrinkage(moments.gram + 0.3, moments.count) < 0.02
+
+
+def test_outputs_vary_as_much_as_before():
+    """Least squares shrink what they cannot predict; the filters are scaled back."""
+    moments, weight, x, _ = problem(8, 32, centred=True, pruned=False)
+    solution = obs.LayerPruner(moments, (8, 32)).prune(Scheme.parse("unstructured"), 2.0)
+    before, after = (((item - item.mean(1, keepdim=True)).square()).mean(1)
+                     for item in (weight[0] @ x[0], solution.weight @ x[0]))
+    assert torch.allclose(before, after, rtol=1e-3)

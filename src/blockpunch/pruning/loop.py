@@ -92,7 +92,7 @@ class Run:
         return self.result
 
     def _one_epoch(self) -> None:
-        self.model.train()
+        self.model.train(not self.recipe.as_used)
         for batch in self._batches():
             loss, rate = self._train(batch), float(self.optimizer.param_groups[0]["lr"])
             self.total, self.batch, self.step = self.total + loss, self.batch + 1, self.step + 1

@@ -35,6 +35,8 @@ RAMP = 0.75
 """Share of the steps in which the rate rises."""
 STAGES = 8
 """Stages of greedy removal."""
+MOST_SCALED = 2.0
+"""A filter that would have to be scaled by more has lost its signal, and is left as it is."""
 CG_STEPS = 60
 CG_TOLERANCE = 1e-4
 """Conjugate gradients end with a step that lowers the error by less than this share of it."""
@@ -57,16 +59,20 @@ class Quadratic:
 
     @classmethod
     def of(cls, moments: Moments, damping: float = DAMPING) -> Quadratic:
-        """From the moments; damping pulls towards the dense weight."""
-        gram, weight = moments.gram, moments.weight
-        diagonal = torch.diagonal(gram, dim1=1, dim2=2)
+        """From the moments; damping pulls towards the dense weight, and so does :func:`shrinkage`."""
+        gram, target, weight = moments.gram, moments.target, moments.weight
+        diagonal = torch.diagonal(gram, dim1=1, dim2=2).clamp_min(0)
+        energy = moments.energy.sum(dim=1)
+        unsure = shrinkage(gram, moments.count)
+        own = unsure[:, None, None] * weight * diagonal[:, None, :]
+        energy = (1 - unsure) * energy + (own * weight).sum(dim=(1, 2))
+        gram, target = gram * (1 - unsure[:, None, None]), target * (1 - unsure[:, None, None]) + own
         extra = damping * diagonal.mean(dim=1, keepdim=True) + 1e-12
-        scale = (diagonal.clamp_min(0) + extra).sqrt()[:, None, :]
+        scale = (diagonal + extra).sqrt()[:, None, :]
         gram = gram / scale / scale.transpose(1, 2)
         torch.diagonal(gram, dim1=1, dim2=2).fill_(1)
         share = extra[:, None, :] / scale.square()
-        return cls(weight * scale, moments.target / scale + weight * scale * share, gram, scale, share,
-                   float(moments.energy.sum()))
+        return cls(weight * scale, target / scale + weight * scale * share, gram, scale, share, float(energy.sum()))
 
     def error(self, weight: torch.Tensor) -> float:
         """Squared error of the output over its energy, without the damping; ``weight`` in scaled coordinates."""
@@ -76,9 +82,28 @@ class Quadratic:
         return max(0.0, value) / max(self.energy, 1e-30)
 
 
+def shrinkage(gram: torch.Tensor, samples: int) -> torch.Tensor:
+    """How far correlations that so few samples gave should be taken for chance: 0 to 1, for each conv group.
+
+    The error of a covariance is least when this share of what is off its diagonal is left out (Ledoit & Wolf 2004, for
+    correlations Schaefer & Strimmer 2005). It matters for classifiers, which see one sample per image: without it
+    hundreds of their columns look as if the others could stand in for them.
+    """
+    diagonal = torch.diagonal(gram, dim1=1, dim2=2).clamp_min(torch.finfo(gram.dtype).tiny)
+    columns = gram.shape[1]
+    total = (gram.square() / diagonal[:, :, None] / diagonal[:, None, :]).sum(dim=(1, 2)) - columns
+    chance = (columns * (columns - 1) + total) / max(1, samples)
+    return torch.where(total > chance, chance / total.clamp_min(1e-12), 1.0) if columns > 1 else total * 0
+
+
 @dataclass(frozen=True)
 class Solution:
-    """A layer pruned: ``weight`` and ``mask`` of the weight's shape, and the relative squared error of its output."""
+    """A layer pruned: ``weight`` and ``mask`` of the weight's shape, and the relative squared error of its output.
+
+    The weight is not the one of least error, but that one with each filter scaled so that its output varies as much as
+    the dense one's. Least squares shrink what they cannot predict, each layer a little more, and the nonlinearities
+    behind then see less and less of a signal.
+    """
 
     weight: torch.Tensor
     mask: torch.Tensor
@@ -96,7 +121,8 @@ class LayerPruner:
     """
 
     def __init__(self, moments: Moments, shape: tuple[int, ...], conv_groups: int = 1, *, steps: int = STEPS) -> None:
-        self.problem, self.shape, self.conv_groups, self.steps = Quadratic.of(moments), shape, conv_groups, steps
+        self.moments, self.problem = moments, Quadratic.of(moments)
+        self.shape, self.conv_groups, self.steps = shape, conv_groups, steps
         self._inverse: torch.Tensor | None = None
 
     def prune(self, scheme: Scheme, rate: float) -> Solution:
@@ -109,14 +135,22 @@ class LayerPruner:
         if error > problem.error(problem.dense * plain):  # a search can fail; magnitude is the floor
             weight, mask = refit(problem, plain, problem.dense), plain
             error = problem.error(weight)
-        return Solution((weight / problem.scale).reshape(self.shape), mask.reshape(self.shape), error)
+        return self._solution(weight, mask, error)
 
     def refit(self) -> Solution:
         """All weights kept: what the layer has to become to make up for the layers before it."""
         mask = torch.ones_like(self.problem.dense, dtype=torch.bool)
         weight = refit(self.problem, mask, self.problem.dense)
-        return Solution((weight / self.problem.scale).reshape(self.shape), mask.reshape(self.shape),
-                        self.problem.error(weight))
+        return self._solution(weight, mask, self.problem.error(weight))
+
+    def _solution(self, weight: torch.Tensor, mask: torch.Tensor, error: float) -> Solution:
+        """Back in the coordinates of the layer, outputs as large as they were."""
+        weight = weight / self.problem.scale
+        varies = ((weight @ self.moments.gram) * weight).sum(dim=2, keepdim=True).clamp_min(0)
+        wanted = self.moments.energy[:, :, None].to(weight.dtype)
+        factor = (wanted / varies.clamp_min(torch.finfo(varies.dtype).tiny)).sqrt()
+        weight = torch.where(varies * MOST_SCALED**2 > wanted, factor, 1) * weight
+        return Solution(weight.reshape(self.shape), mask.reshape(self.shape), error)
 
     def _chosen(self, scheme: Scheme, rate: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Weights to start from, and the mask, by the way that suits the groups."""

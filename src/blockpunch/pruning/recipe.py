@@ -27,6 +27,8 @@ class Recipe:
             is not exactly repeatable.
         bfloat16: run the forward pass under autocast (weights stay float32).
         channels_last: memory format of images and weights; usually faster on CPUs.
+        as_used: run the network in the mode it is used in: batch-norms on their stored statistics, no dropout. Right
+            for few images or small batches, where it is to come back to what it was.
         seed: of data order and augmentation; each epoch starts from a seed of its own.
     """
 
@@ -40,6 +42,7 @@ class Recipe:
     minutes: float | None = None
     bfloat16: bool = False
     channels_last: bool = True
+    as_used: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
