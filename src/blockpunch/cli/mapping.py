@@ -14,6 +14,7 @@ from blockpunch.cli.guard import kept
 from blockpunch.cli.optimizing import HeldOut, LabelOffset, LatencyMs, MaxDrop, Speedup, held_out_photos
 from blockpunch.cli.options import Json, Output, Shape, Threads, check_output, parse_shapes
 from blockpunch.cli.pruning import Limit, OnnxModel, Recipe
+from blockpunch.cli.searching import EVALUATIONS, Evaluations, ExecutorName, Journal, Search, Seed, Workers, search
 from blockpunch.data import Preprocess, list_images
 from blockpunch.errors import InputError
 from blockpunch.graph import load_graph
@@ -27,7 +28,7 @@ from blockpunch.measure.quality import Check
 from blockpunch.optimize import Event, check_batches, exact_on_images, photo_batches, split_photos
 from blockpunch.target import TARGET_NAMES, Target
 
-METHODS = ("exact", "rules")
+METHODS = ("exact", "rules", "search")
 TargetName = Annotated[str, typer.Option("--target", help=f"One of: {', '.join(TARGET_NAMES)}.")]
 
 
@@ -66,10 +67,12 @@ def map_(
     latency_ms: LatencyMs = None,
     max_drop: MaxDrop = None,
     errors: Annotated[Path | None, typer.Option("--errors", show_default=False,
-                                                help="exact: the layers' errors, computed with --photos if missing.")] =
+                                                help="exact, search: the layers' errors, computed with "
+                                                     "--photos if missing.")] =
         None,
     photos: Annotated[Path | None, typer.Option("--photos", metavar="FOLDER", show_default=False,
-                                                help="exact: photos to compute the errors on; no labels.")] = None,
+                                                help="exact, search: photos to compute the errors on, and to "
+                                                     "try networks on; no labels.")] = None,
     held_out: HeldOut = None,
     label_offset: LabelOffset = 0,
     preprocess: Recipe = "imagenet",
@@ -78,6 +81,11 @@ def map_(
                                                                 "a block may be.")] = BETA,
     hard_data: Annotated[bool, typer.Option("--hard-data", help="rules: a hard data set, such as ImageNet: 3x3 layers "
                                                                 "may take patterns.")] = False,
+    journal: Journal = None,
+    evaluations: Evaluations = EVALUATIONS,
+    executor: ExecutorName = "local",
+    workers: Workers = None,
+    seed: Seed = 0,
     target: TargetName = "host",
     threads: Threads = 1,
     shape: Shape = None,
@@ -95,6 +103,10 @@ def map_(
     network = Network(optimize(graph), chosen, threads)
     if method == "rules":
         mapped = map_rules(network, latencies, goal, hard_data=hard_data, beta=beta)
+    elif method == "search":
+        tries = Search(journal or output.with_suffix(".journal.jsonl"), evaluations, executor, workers, seed)
+        mapped = search(graph, network, latencies, goal, tries, errors=errors, photos=photos, preprocess=preprocess,
+                        limit=limit)
     else:
         given = Given(errors, photos, held_out, label_offset, preprocess, limit)
         mapped = _exact(graph, network, latencies, goal, given)
