@@ -112,3 +112,12 @@ def test_plans_can_be_saved_and_used(network: Network, table: LatencyTable, smal
     assert plan.layers == mapped.plan.layers
     report = prune_onnx(small_wide, plan, tmp_path / "pruned.onnx")
     assert report.kept < report.weights
+
+
+def test_rates_that_hardly_save_time_are_no_contenders(tmp_path: Path, network: Network) -> None:
+    """Nothing is gained beyond rate 4: the errors of higher rates need not be known."""
+    def flat(item: Item, cell: Cell) -> float:
+        return by_work(item, (cell[0], min(cell[1], 4.0)))
+
+    cells = contenders(network, fill(LatencyTable(tmp_path / "flat.jsonl", network.target), network, flat))["second"]
+    assert cells and max(rate for _, rate in cells) == 4.0

@@ -252,7 +252,7 @@ def test_fingerprints_follow_content(tmp_path):
 
 
 def test_the_plan_is_mapped_by_default(small_onnx, tmp_path, lines, monkeypatch):
-    """Rules without photos; with photos errors decide, and trials where accuracy is the goal. A second run keeps all."""
+    """Rules without photos; with photos errors decide, or trials for an accuracy. A second run keeps everything."""
     from blockpunch.graph.passes import optimize
     from blockpunch.mapping import LatencyTable, Network
 

@@ -14,6 +14,9 @@ from blockpunch.schemes import Scheme
 Errors = Mapping[str, Mapping[tuple[str, float], float]]
 """Layer -> (scheme as text, rate) -> relative squared error of its output."""
 
+STEP, EVEN = 0.05, 0.02
+"""Parts of the dense layer's time: what a higher rate must save to be looked at, and what counts as no slower."""
+
 
 @dataclass(frozen=True)
 class Mapped:
@@ -66,8 +69,9 @@ class Option:
 def contenders(network: Network, table: LatencyTable) -> dict[str, list[Cell]]:
     """Layer -> the cells that could be the best choice whatever their errors are; only their errors are needed.
 
-    Out go cells slower than the dense layer, and those that another one beats that is no slower, keeps as many weights
-    and is finer (each of their masks is one of its masks). Layers that are left dense by default have none.
+    Out go cells slower than the dense layer, those that save less than :data:`STEP` over a lower rate of their scheme,
+    and those that another one beats that is no slower, keeps as many weights and is finer (each of their masks is one of
+    its masks). Layers that are left dense by default have none.
 
     Raises:
         DataError: the table does not know the network.
@@ -76,14 +80,22 @@ def contenders(network: Network, table: LatencyTable) -> dict[str, list[Cell]]:
     for item in network.items:
         if item.dense_because:
             continue
-        cells = _cells(item, table)
-        dense = table.dense(item)
-        kept = [(cell, s) for cell, s in cells.items() if s < dense and not any(
-            other_s <= s and other[1] <= cell[1]
-            and (refines(other[0], cell[0], item.layers[0]) or (other[0] == cell[0] and other != cell))
+        cells = _worth_while(_cells(item, table), table.dense(item))
+        kept = [cell for cell, s in cells.items() if not any(
+            other_s <= s + EVEN * table.dense(item) and other[1] <= cell[1] and refines(other[0], cell[0], item.layers[0])
             for other, other_s in cells.items())]
         for layer in item.layers:
-            found[layer.name] = [cell for cell, _ in kept]
+            found[layer.name] = kept
+    return found
+
+
+def _worth_while(cells: Mapping[Cell, float], dense: float) -> dict[Cell, float]:
+    """Of each scheme the rates that save at least a step over the lower rates, and over the dense layer."""
+    found: dict[Cell, float] = {}
+    least: dict[Scheme, float] = {}
+    for (scheme, rate), seconds in sorted(cells.items(), key=lambda cell: cell[0][1]):
+        if seconds <= least.get(scheme, dense) - STEP * dense:
+            found[scheme, rate] = least[scheme] = seconds
     return found
 
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from blockpunch.data import Labels
+from blockpunch.data import Labels, spread
 from blockpunch.errors import DataError, PlanError
 from blockpunch.graph.passes import optimize
 from blockpunch.mapping.choices import Mapped, contenders
@@ -30,6 +30,8 @@ from blockpunch.target import Target
 
 Progress = Callable[[str, float, float], None]
 """Called with a line of text, what is done, and what there is to do."""
+ERROR_IMAGES = 128
+"""The layers' errors put plans into order; that takes fewer images than pruning."""
 
 
 def exact_on_images(model: Any, images: Sequence[Any], network: Network, table: LatencyTable, goal: Goal, *,
@@ -39,7 +41,7 @@ def exact_on_images(model: Any, images: Sequence[Any], network: Network, table: 
 
     Args:
         model: dense torch module, its layers named as those of ``network``.
-        images: batches to compute the layers' errors on, and to prune on in trials.
+        images: batches to prune on in trials; the layers' errors are computed on :data:`ERROR_IMAGES` of them.
         network, table: dense, and its latencies.
         goal: any; ``held_out`` and ``labels`` are needed for a loss of accuracy alone.
         errors, trials: JSON files.
@@ -54,7 +56,8 @@ def exact_on_images(model: Any, images: Sequence[Any], network: Network, table: 
     from blockpunch.mapping.evaluation import Evaluation
     from blockpunch.pruning.layer_errors import layer_errors
 
-    found = layer_errors(model, images, contenders(network, table), store=errors,
+    few = spread(images, -(-ERROR_IMAGES // len(images[0])))
+    found = layer_errors(model, few, contenders(network, table), store=errors,
                          progress=lambda done, total, name: progress(f"errors: {name}", done, total))
     if goal.max_drop is None:
         return map_exact(network, table, found.errors, goal, importance=found.sensitivity)
