@@ -6,7 +6,6 @@ from itertools import pairwise, product
 from pathlib import Path
 
 import pytest
-from mapping_cases import by_work, fill
 
 from blockpunch.errors import DataError, PlanError
 from blockpunch.mapping import Goal, LatencyTable, Network
@@ -18,6 +17,7 @@ from blockpunch.mapping.rules import map_rules
 from blockpunch.plan import Plan
 from blockpunch.pruning import prune_onnx
 from blockpunch.schemes import Scheme
+from mapping_cases import by_work, fill
 
 UNSTRUCTURED, PATTERN = Scheme("unstructured"), Scheme("pattern")
 NARROW, BROAD = Scheme("block-punched", (4, 1)), Scheme("block-punched", (16, 4))

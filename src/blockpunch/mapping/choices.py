@@ -70,8 +70,8 @@ def contenders(network: Network, table: LatencyTable) -> dict[str, list[Cell]]:
     """Layer -> the cells that could be the best choice whatever their errors are; only their errors are needed.
 
     Out go cells slower than the dense layer, those that save less than :data:`STEP` over a lower rate of their scheme,
-    and those that another one beats that is no slower, keeps as many weights and is finer (each of their masks is one of
-    its masks). Layers that are left dense by default have none.
+    and those that another one beats that is no slower, keeps as many weights and is finer (each of their masks is one
+    of its masks). Layers that are left dense by default have none.
 
     Raises:
         DataError: the table does not know the network.
@@ -80,9 +80,10 @@ def contenders(network: Network, table: LatencyTable) -> dict[str, list[Cell]]:
     for item in network.items:
         if item.dense_because:
             continue
-        cells = _worth_while(_cells(item, table), table.dense(item))
+        dense = table.dense(item)
+        cells = _worth_while(_cells(item, table), dense)
         kept = [cell for cell, s in cells.items() if not any(
-            other_s <= s + EVEN * table.dense(item) and other[1] <= cell[1] and refines(other[0], cell[0], item.layers[0])
+            other_s <= s + EVEN * dense and other[1] <= cell[1] and refines(other[0], cell[0], item.layers[0])
             for other, other_s in cells.items())]
         for layer in item.layers:
             found[layer.name] = kept

@@ -147,7 +147,7 @@ def frontier_curve(mapping: MappingFacts) -> str:
         for ms, cost, points, _ in mapping.trials:
             axes.scatter([ms], [cost], s=26, color="#fff", edgecolors=INK, zorder=3)
             axes.annotate(f"−{points:.1f}" if points > 0 else f"+{-points:.1f}", (ms, cost), fontsize=8.5,
-                          xytext=(6, 4), textcoords="offset points")
+                          xytext=(-6, -11), ha="right", textcoords="offset points")
         chosen = min(mapping.frontier, key=lambda point: abs(point[1] - (mapping.cost or 0)))
         axes.scatter([chosen[0]], [chosen[1]], s=70, color=AFTER, zorder=4)
         axes.annotate(f"chosen: {mapping.dense_ms / mapping.predicted_ms:.2f}×", chosen, xytext=(9, 9), color=AFTER,
@@ -162,6 +162,8 @@ def frontier_curve(mapping: MappingFacts) -> str:
 def prediction_scatter(facts: ReportFacts) -> str:
     """Predicted over measured milliseconds of every layer with weights, on logarithmic axes."""
     plt = _pyplot()
+    from matplotlib import ticker
+
     rows = [(layer.ms, layer.predicted_ms, layer.pruned) for layer in facts.layers if layer.ms and layer.predicted_ms]
     with plt.rc_context(_STYLE):
         figure, axes = plt.subplots(figsize=(5, 3.8), layout="constrained")
@@ -172,7 +174,11 @@ def prediction_scatter(facts: ReportFacts) -> str:
             axes.scatter([row[0] for row in points], [row[1] for row in points], s=20, color=colour, label=label,
                          zorder=2)
         axes.set(xscale="log", yscale="log", xlim=ends, ylim=ends, xlabel="measured ms", ylabel="predicted ms")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+            axis.set_minor_locator(ticker.NullLocator())
         axes.grid(color=GRID, linewidth=0.8)
-        axes.tick_params(length=0, which="both")
+        axes.tick_params(length=0)
         axes.legend(frameon=False, fontsize=9, loc="upper left")
         return _svg(plt, figure)
