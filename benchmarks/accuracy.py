@@ -33,9 +33,9 @@ from blockpunch.graph import load_graph
 from blockpunch.graph.summary import summarize
 from blockpunch.measure.bench import OURS, Entry, bench_entries
 from blockpunch.plan import Layer, Plan
-from blockpunch.pruning import Gradual, Pruner, Reweighted, module_layers
+from blockpunch.pruning import Gradual, Pruner, Reweighted, module_layers, prune_oneshot_, rated
 from blockpunch.pruning.recover import Recipe, Status, fine_tune
-from cifar import accuracy, dense_network, frozen_copy, training_batches
+from cifar import accuracy, calibration_batches, dense_network, frozen_copy, training_batches
 from networks import export_module
 
 SHARE = 0.4  # of the steps that a method prunes in; the rest is masked retraining
@@ -65,10 +65,12 @@ class Row:
 
 
 ROWS = [
-    Row("resnet20", "mixed", 2.5, bar=0.5),
+    Row("resnet20", "mixed", 2.5, bar=0.5), Row("resnet20", "mixed", 2.5, "second-order", bar=0.5, epochs=6, lr=0.01),
     Row("resnet20", "mixed", 2.5, "one-shot"), Row("resnet20", "mixed", 2.5, "fixed"),
     Row("resnet20", "mixed", 2.5, "gradual"),
     Row("resnet56", "block-punched:8x4", 3, bar=0.3), Row("resnet56", "block-punched:4x1", 5, bar=0.5),
+    Row("resnet56", "block-punched:8x4", 3, "second-order", bar=0.3, epochs=6, lr=0.01),
+    Row("resnet56", "block-punched:4x1", 5, "second-order", bar=0.5, epochs=6, lr=0.01),
     Row("vgg16-bn-32", "block-punched:8x4", 12, bar=0.2), Row("resnet18-32", "block-punched:8x4", 10, bar=0.3),
     Row("mobilenet-v2-32", "block-punched:8x4", 5, bar=0.5),
     *(Row("resnet56", plan, rate, "gradual") for rate in (2.0, 4.0, 8.0)
@@ -83,8 +85,15 @@ def make_plan(row: Row, layers: list[Layer]) -> Plan:
     return Plan.uniform(layers, row.plan, row.rate, only=["conv1x1"] if row.network.startswith("mobilenet") else ())
 
 
-def make_pruner(row: Row, model: torch.nn.Module, plan: Plan, steps: int) -> Pruner:
-    """A pruner whose method is over after SHARE of the steps."""
+def make_pruner(row: Row, model: torch.nn.Module, plan: Plan, steps: int, data: Path) -> Pruner:
+    """A pruner whose method is over after SHARE of the steps; ``second-order`` prunes at once, rates spread."""
+    if row.method == "second-order":
+        images = [batch.to(next(model.parameters()).device) for batch in calibration_batches(data)]
+        plan = rated(model, plan, images, row.rate)
+        masks = prune_oneshot_(model, plan, images).masks
+        pruner = Pruner(model, plan, example=images[0][:1])
+        pruner.take(masks)
+        return pruner
     part = max(1, round(SHARE * steps))
     methods: dict[str, Any] = {
         "reweighted": Reweighted(part, target_rate=row.rate),
@@ -109,7 +118,7 @@ def run(row: Row, seed: int, options: argparse.Namespace, say: Callable[[str], N
     teacher, model = teacher.to(device), model.to(device)
     loader = training_batches(options.data, images=options.images)
     epochs = options.epochs or row.epochs
-    pruner = make_pruner(row, model, make_plan(row, module_layers(model)), epochs * len(loader))
+    pruner = make_pruner(row, model, make_plan(row, module_layers(model)), epochs * len(loader), options.data)
     last = [0.0]
 
     def progress(status: Status) -> None:

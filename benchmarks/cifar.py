@@ -28,6 +28,12 @@ def training_batches(data: Path, batch: int = 128, images: int | None = None) ->
     return ImageBatches(pixels[:images], labels[:images], normalise, batch=batch, pad=4)
 
 
+def calibration_batches(data: Path, count: int = 1000) -> list[torch.Tensor]:
+    """Some training images as they are, for pruning in one shot."""
+    pixels, _ = cifar10(data, "train")
+    return list(normalise(pixels[np.random.default_rng(0).permutation(len(pixels))[:count]]).split(250))
+
+
 @torch.no_grad()
 def accuracy(model: nn.Module, pixels: np.ndarray, labels: np.ndarray, batch: int = 500) -> float:
     """Percent of the images that ``model`` gets right, in float32."""

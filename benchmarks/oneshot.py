@@ -17,7 +17,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,8 @@ from blockpunch.graph.onnx_import import from_onnx
 from blockpunch.plan import Plan
 from blockpunch.pruning import Pruner, module_layers
 from blockpunch.pruning.allocate import rated
+from blockpunch.pruning.batches import ImageBatches
+from blockpunch.pruning.dataset import crops, training_pixels
 from blockpunch.pruning.graph_module import GraphModule
 from blockpunch.pruning.oneshot import prune_oneshot_
 from blockpunch.pruning.recover import Recipe, distill
@@ -53,11 +55,17 @@ class Task:
     pixels: np.ndarray
     preprocess: Preprocess
     score: Callable[[nn.Module], float]
+    paths: list[Path] = field(default_factory=list)
 
     def images(self, count: int) -> list[torch.Tensor]:
         """The first ``count`` photos as inputs, in batches."""
         arrays = [self.preprocess.normalise(photo) for photo in self.pixels[:count]]
         return list(torch.from_numpy(np.stack(arrays)).split(BATCH))
+
+    def crops(self) -> ImageBatches:
+        """Random crops of all photos, to distil on."""
+        size = self.pixels.shape[1]
+        return crops(training_pixels(self.paths, size), None, self.preprocess, size, batch=16)
 
 
 def top1(pixels: np.ndarray, labels: np.ndarray, preprocess: Preprocess, offset: int = 0) -> Callable[..., float]:
@@ -97,7 +105,7 @@ def imagenet(name: str, arguments: Any) -> Task:
     paths, labels = labelled_images(root / "imagenet_val", limit=arguments.test)
     chosen = np.random.default_rng(0).permutation(list_images(root / "imagenet_calib"))
     pixels, test = (np.stack([recipe.pixels(open_image(Path(path))) for path in part]) for part in (chosen, paths))
-    return Task(model, pixels, recipe, top1(test, labels, recipe, offset))
+    return Task(model, pixels, recipe, top1(test, labels, recipe, offset), [Path(path) for path in chosen])
 
 
 def yolox(name: str, arguments: Any) -> Task:
@@ -120,7 +128,8 @@ def yolox(name: str, arguments: Any) -> Task:
         return 100 * detection.average_precision(found, truth)
 
     pixels = np.stack([recipe.pixels(open_image(Path(path))) for path in chosen])
-    return Task(GraphModule(from_onnx(root / "models" / "yolox_nano.onnx")).eval(), pixels, recipe, score)
+    return Task(GraphModule(from_onnx(root / "models" / "yolox_nano.onnx")).eval(), pixels, recipe, score,
+                [Path(path) for path in chosen])
 
 
 TASKS = {"resnet20": cifar, "resnet56": cifar, "resnet50": imagenet, "efficientnet-lite0": imagenet,
@@ -139,35 +148,19 @@ def measure(task: Task, name: str, method: str, scheme: str, rate: float, argume
         pruner.apply_()
     else:
         if method != "one-shot":
-            store = arguments.results.with_name(f"{name} {scheme.replace(':', ' ')} {arguments.photos}.errors.json")
-            plan = rated(model, plan, images, rate, store=store)
+            plan = rated(model, plan, images, rate)
         masks = prune_oneshot_(model, plan, images).masks
         pruner = Pruner(model, plan)
         pruner.take(masks)
     minutes, cpu = (time.perf_counter() - start) / 60, (time.process_time() - used) / 60
     if arguments.minutes:
         model.requires_grad_(True)
-        distill(pruner, task.model, Crops(task, arguments.photos), recipe=Recipe(
-            epochs=100_000, minutes=arguments.minutes, optimizer="adam", lr=arguments.lr, warmup_steps=10))
+        distill(pruner, task.model, task.crops(), recipe=Recipe(
+            epochs=100_000, minutes=arguments.minutes, optimizer="adam", lr=arguments.lr, as_used=True))
         model.eval()
     counts = [count for count in pruner.report().layers if plan.layers[count.name].prunes]
     return {"rate": sum(c.weights for c in counts) / sum(c.kept for c in counts), "score": task.score(model),
             "minutes": minutes, "cpu_minutes": cpu}
-
-
-class Crops:
-    """The photos in an order of their own each time, mirrored half of the time, in batches of 16."""
-
-    def __init__(self, task: Task, count: int) -> None:
-        self.images = torch.cat(task.images(count))
-
-    def __len__(self) -> int:
-        return len(self.images) // 16
-
-    def __iter__(self) -> Any:
-        for index in torch.randperm(len(self.images)).split(16)[:len(self)]:
-            batch = self.images[index]
-            yield torch.where((torch.rand(len(batch)) < 0.5)[:, None, None, None], batch.flip(3), batch)
 
 
 def table(rows: list[dict[str, Any]]) -> str:

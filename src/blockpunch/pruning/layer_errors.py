@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,9 +31,11 @@ from blockpunch.pruning.torch_prune import module_layers
 from blockpunch.schemes import Scheme
 
 FORMAT = "blockpunch-layer-errors"
-VERSION = 1
+VERSION = 2
 STEPS = 8
 """Steps of the search for a mask: a proxy needs no more."""
+TYPICAL = 0.05
+"""The layer's sensitivity is taken where its error is nearest to this."""
 MEMORY = 1.5e9
 """Bytes of moments held at once; more layers than fit take another pass over the images."""
 
@@ -108,24 +111,30 @@ def layer_errors(model: nn.Module, batches: Iterable[Any], candidates: Mapping[s
     twins = shared(model, layers.values())
     result.skipped |= {name: reason for name in candidates
                        if (reason := unfit(model.get_submodule(name), calls[name], twins.get(name)))}
-    wanted = {name: [(scheme, rate) for scheme, rate in rows if (str(scheme), float(rate)) not in
-                     result.errors.get(name, {})] for name, rows in _parsed(candidates) if name not in result.skipped}
+    wanted = {name: [(scheme, rate) for scheme, rate in rows if name not in result.sensitivity
+                     or (str(scheme), float(rate)) not in result.errors.get(name, {})]
+              for name, rows in _parsed(candidates) if name not in result.skipped}
     missing = [layers[name] for name, rows in wanted.items() if rows]
     done = len(candidates) - len(missing)
+    pruned: dict[str, torch.Tensor] = {}
     for name, moments in _moments(model, images, missing, norms, seed):
         moments.check(name)
         pruner = LayerPruner(moments, layers[name].shape, layers[name].conv_groups, steps=STEPS)
-        table = result.errors.setdefault(name, {})
+        table, best = result.errors.setdefault(name, {}), math.inf
         for scheme, rate in wanted[name]:
-            table[(str(scheme), float(rate))] = pruner.prune(scheme, rate).error if rate > 1 else 0.0
+            solution = pruner.prune(scheme, rate) if rate > 1 else None
+            table[(str(scheme), float(rate))] = error = solution.error if solution is not None else 0.0
+            if solution is not None and abs(error - TYPICAL) < best:
+                best, pruned[name] = abs(error - TYPICAL), solution.weight
         done += 1
         if store is not None:
             result.save(store)
         if progress is not None:
             progress(done, len(candidates), name)
     result.errors = {name: result.errors[name] for name in layers if name in result.errors}  # in the network's order
-    if result.errors.keys() - result.sensitivity.keys():
-        result.sensitivity = sensitivity(model, images, list(result.errors), seed=seed)
+    pruned = {name: weight for name, weight in pruned.items() if name not in result.sensitivity}
+    if pruned:
+        result.sensitivity |= sensitivity(model, images, pruned, seed=seed)
         if store is not None:
             result.save(store)
     return result

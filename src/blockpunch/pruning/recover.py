@@ -63,7 +63,7 @@ def distill(pruner: Pruner, teacher: nn.Module, loader: Iterable[Any], *, recipe
         pruner: its masks are applied first.
         teacher: takes the same images; for example a copy of the model from before pruning.
         loader: sized, gives images ``[N, C, H, W]`` or sequences that begin with them, once through per epoch.
-        recipe: optimizer, schedule and budget; None: Adam.
+        recipe: optimizer, schedule and budget; None: Adam, ``as_used``.
         temperature: softens class scores.
         features: module paths whose outputs are compared as well. None: the pruned layers, where the teacher has them.
         feature_weight: of that comparison.
@@ -77,5 +77,5 @@ def distill(pruner: Pruner, teacher: nn.Module, loader: Iterable[Any], *, recipe
         known = dict(teacher.named_modules())
         features = [name for name in pruner.plan.pruned() if name in known]
     objective = Distillation(teacher, temperature=temperature, features=features, feature_weight=feature_weight)
-    return Run(pruner, loader, recipe or Recipe(optimizer="adam"), objective, checkpoint, checkpoint_seconds, progress,
-                validate).go()
+    return Run(pruner, loader, recipe or Recipe(optimizer="adam", as_used=True), objective, checkpoint,
+               checkpoint_seconds, progress, validate).go()

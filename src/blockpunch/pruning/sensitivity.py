@@ -1,17 +1,20 @@
-"""How much the network's answer moves when one layer's output does: the price of a layer's error, without labels.
+"""How much the network's answer moves when a layer is pruned: the price of its error, without labels.
 
-The expected squared gradient of the answer with respect to a layer's output (its Fisher information, diagonal) times
-the output's own energy: what a relative squared error of 1 there would cost, to first order. It brings the errors of
-all layers to one currency, so that a rate can be spread over them.
+What the pruned weight does to the layer's output is multiplied with the gradient of the answer there, image by image:
+the mean of the squared products is the pruned weight's distance under the network's Fisher information, the loss of
+accuracy to second order. Over the error of that output it is the price of a relative squared error of 1, which brings
+the errors of all layers to one currency. Errors that all positions of a map share count for what they are: a pooling
+behind does not average them away.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from blockpunch.pruning.objectives import tensors
 
@@ -20,29 +23,31 @@ IMAGES = 128
 BATCH = 8
 
 
-def sensitivity(model: nn.Module, images: Sequence[torch.Tensor], layers: Sequence[str], *,
+def sensitivity(model: nn.Module, images: Sequence[torch.Tensor], pruned: Mapping[str, torch.Tensor], *,
                 seed: int = 0) -> dict[str, float]:
     """Layer -> expected cost of losing its whole output; only their ratios mean something.
 
     Args:
         model: dense; left as it is.
         images: batches of images.
-        layers: module paths of layers that run once for an image.
+        pruned: layer (module path; it runs once for an image) -> its weight pruned at some rate.
         seed: of the labels that are drawn from the network's own answers.
     """
     generator = torch.Generator().manual_seed(seed)
-    energy: dict[str, torch.Tensor] = {}
-    slope: dict[str, torch.Tensor] = {}
+    error, energy, cost = (dict.fromkeys(pruned, 0.0) for _ in range(3))
 
-    def after(name: str, output: torch.Tensor) -> None:
-        axes = (0, 2, 3) if output.ndim == 4 else tuple(range(output.ndim - 1))
-        values = output.detach().float()
-        energy[name] = energy.get(name, 0) + values.var(axes, correction=0) * len(values)
-        output.register_hook(lambda grad: slope.__setitem__(
-            name, slope.get(name, 0) + grad.detach().float().square().sum(axes)))
+    def after(name: str, layer: nn.Module, x: torch.Tensor, output: torch.Tensor) -> None:
+        with torch.no_grad():
+            axes = (0, 2, 3) if output.ndim == 4 else tuple(range(output.ndim - 1))
+            change = _output(layer, x, pruned[name] - layer.weight)
+            change = change - change.mean(axes, keepdim=True)
+            error[name] += float(change.square().sum())
+            energy[name] += float((output - output.mean(axes, keepdim=True)).square().sum())
+        output.register_hook(lambda grad: cost.__setitem__(
+            name, cost[name] + float((grad.detach() * change).flatten(1).sum(1).square().sum())))
 
-    hooks = [model.get_submodule(name).register_forward_hook(lambda _, __, output, name=name: after(name, output))
-             for name in layers]
+    hooks = [model.get_submodule(name).register_forward_hook(
+        lambda layer, inputs, output, name=name: after(name, layer, inputs[0].detach(), output)) for name in pruned]
     training = {module: module.training for module in model.modules()}
     count = 0
     try:
@@ -57,7 +62,15 @@ def sensitivity(model: nn.Module, images: Sequence[torch.Tensor], layers: Sequen
             hook.remove()
         for module, mode in training.items():
             module.training = mode
-    return {name: float((energy[name] * slope[name]).sum()) / count**2 if name in slope else 0.0 for name in layers}
+    return {name: cost[name] / count * energy[name] / error[name] if error[name] > 0 else 0.0 for name in pruned}
+
+
+def _output(layer: nn.Module, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """What the layer would put out with another weight and no bias."""
+    if isinstance(layer, nn.Linear):
+        return functional.linear(x, weight)
+    assert isinstance(layer, nn.Conv2d)
+    return functional.conv2d(x, weight, None, layer.stride, layer.padding, layer.dilation, layer.groups)
 
 
 def _spread(images: Sequence[torch.Tensor]) -> list[torch.Tensor]:
