@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -159,14 +160,13 @@ def test_ray_missing_or_unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
         patch.setitem(sys.modules, "ray", None)
         with pytest.raises(MissingExtraError, match=r"blockpunch\[ray\]"):
             OnRay()
-    ray = pytest.importorskip("ray")
-
-    def refuse(**_: object) -> None:
-        raise ConnectionError("Could not connect\nto anything")
-
-    monkeypatch.setattr(ray, "init", refuse)
-    with pytest.raises(ClusterError, match="RAY_ADDRESS"):
-        run(Twisted(), executor=OnRay())
+    pytest.importorskip("ray")
+    with socket.create_server(("127.0.0.1", 0)) as server:  # a port that nobody listens on any more
+        port = server.getsockname()[1]
+    for address in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}", "nonsense"):
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(ClusterError, match="RAY_ADDRESS"):
+            run(Twisted(), executor=OnRay())
 
 
 def test_evaluators_travel() -> None:

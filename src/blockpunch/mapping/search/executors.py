@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
+import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -18,6 +21,9 @@ Cells = Mapping[str, Cell]
 """Layer -> scheme and rate, of the layers that are pruned."""
 Evaluate = Callable[[Sequence[Cells], bool], Iterator[tuple[int, float]]]
 """Takes candidates, and whether to be thorough; gives (number, loss) of each as it is done, in any order."""
+
+CONNECT_S = 5.0
+"""Seconds to wait for a cluster's door."""
 
 
 class Evaluator(Protocol):
@@ -73,89 +79,76 @@ class Local:
 
 
 class OnRay:
-    """Actors on a Ray cluster: that of ``RAY_ADDRESS``, one that runs on this machine, or a new one of this machine.
+    """Tasks on a Ray cluster: that of ``RAY_ADDRESS``, one that runs on this machine, or a new one of this machine.
 
     Args:
-        workers: that many; None: one for each core of the cluster.
-        address: of the cluster, for ``RAY_ADDRESS``.
+        workers: tasks at once; None: one for each core of the cluster.
 
     Raises:
         MissingExtraError: Ray is not installed.
     """
 
-    def __init__(self, workers: int | None = None, address: str | None = None) -> None:
+    def __init__(self, workers: int | None = None) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anybody unasked
         try:
             import ray
         except ImportError as error:
             raise MissingExtraError("ray", "ray", "evaluating on a cluster") from error
-        self.ray, self.workers, self.address = ray, workers, address
+        self.ray, self.workers = ray, workers
 
     @contextmanager
     def serve(self, evaluator: Evaluator) -> Iterator[Evaluate]:
-        """Actors until the block ends.
+        """A connection until the block ends.
 
         Raises:
             ClusterError: the cluster cannot be reached, or is lost.
         """
-        ray, started = self.ray, self._connect()
+        ray, ours = self.ray, not self.ray.is_initialized()
+        if ours:
+            self._connect()
         try:
-            workers = self.workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
-            # A node that is lost takes its actors along: they are started elsewhere, and asked again.
-            kind = ray.remote(num_cpus=1, max_restarts=4, max_task_retries=4)(_Actor)
+            task = ray.remote(num_cpus=1, max_retries=4)(_evaluate)  # what a lost node worked on is done elsewhere
             shared = ray.put(evaluator)
-            actors = [kind.remote(shared) for _ in range(workers)]
-            yield lambda candidates, thorough: self._evaluate(actors, candidates, thorough)
+            with one_thread_each():  # the controller's own sums come out alike, too
+                yield lambda candidates, thorough: self._results(
+                    [partial(task.remote, shared, dict(cells), thorough) for cells in candidates])
         except ray.exceptions.RayError as error:
-            raise _lost(error) from error
+            cause = getattr(error, "cause", None) or error
+            raise ClusterError(f"the evaluation on Ray failed: {str(cause).strip().splitlines()[-1]}",
+                               fix="the same command goes on from the journal; --executor local needs no cluster") \
+                from error
         finally:
-            if started:
+            if ours:
                 ray.shutdown()
 
-    def _connect(self) -> bool:
-        """Whether the connection is ours to end."""
-        if self.ray.is_initialized():
-            return False
+    def _connect(self) -> None:
+        address = os.environ.get("RAY_ADDRESS", "")
         try:
-            self.ray.init(address=self.address, log_to_driver=False, logging_level="ERROR", include_dashboard=False
-                          if self.address is None and "RAY_ADDRESS" not in os.environ else None)
+            if found := re.fullmatch(r"(?:ray://)?\[?(.+?)\]?:(\d+)", address):  # Ray itself would try for minutes
+                socket.create_connection((found[1], int(found[2])), timeout=CONNECT_S).close()
+            self.ray.init(log_to_driver=False, logging_level="ERROR")
         except Exception as error:  # Ray raises many kinds here
-            where = self.address or os.environ.get("RAY_ADDRESS", "a new cluster on this machine")
-            raise ClusterError(f"Ray cannot be reached: {str(error).strip().splitlines()[0]}", where=where,
+            raise ClusterError(f"Ray cannot be reached: {str(error).strip().splitlines()[0]}",
+                               where=address or "this machine",
                                fix="start it ('ray start --head'), correct RAY_ADDRESS, or use --executor local") \
                 from error
-        return True
 
-    def _evaluate(self, actors: Sequence[Any], candidates: Sequence[Cells],
-                  thorough: bool) -> Iterator[tuple[int, float]]:
-        waiting, free = list(enumerate(candidates))[::-1], list(actors)
-        running: dict[Any, tuple[int, Any]] = {}
+    def _results(self, tasks: Sequence[Callable[[], Any]]) -> Iterator[tuple[int, float]]:
+        """Each task's number and result, no more than ``workers`` at once."""
+        limit = self.workers or max(1, int(self.ray.cluster_resources().get("CPU", 1)))
+        waiting, running = list(enumerate(tasks))[::-1], dict[Any, int]()
         while waiting or running:
-            while waiting and free:
-                number, cells = waiting.pop()
-                actor = free.pop(0)
-                running[actor.evaluate.remote(dict(cells), thorough)] = number, actor
+            while waiting and len(running) < limit:
+                number, start = waiting.pop()
+                running[start()] = number
             done, _ = self.ray.wait(list(running), num_returns=1)
-            number, actor = running.pop(done[0])
-            free.append(actor)
-            yield number, float(self.ray.get(done[0]))
+            yield running.pop(done[0]), float(self.ray.get(done[0]))
 
 
-class _Actor:
+def _evaluate(evaluator: Evaluator, cells: Cells, thorough: bool) -> float:
     """What runs on a node."""
-
-    def __init__(self, evaluator: Evaluator) -> None:
-        torch.set_num_threads(1)
-        self.evaluator = evaluator
-
-    def evaluate(self, cells: Cells, thorough: bool) -> float:
-        return self.evaluator(cells, thorough)
-
-
-def _lost(error: Exception) -> ClusterError:
-    cause = getattr(error, "cause", None) or error
-    return ClusterError(f"the evaluation on Ray failed: {str(cause).strip().splitlines()[-1]}",
-                        fix="the same command goes on from the journal; --executor local does without a cluster")
+    with one_thread_each():
+        return evaluator(cells, thorough)
 
 
 @contextmanager
