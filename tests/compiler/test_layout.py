@@ -104,8 +104,7 @@ def check_plane(value: str, view: View, needs: Needs) -> None:
     margin = needs.margins.get(value)
     if margin is None:
         return
-    assert plane.row >= margin.width
-    assert plane.row - plane.w >= max(margin.left, margin.right), "rows are apart by the wider side"
+    assert plane.row >= margin.row
     assert plane.origin >= margin.top * plane.row + margin.left
     behind = plane.stride - plane.origin - plane.h * plane.row
     assert behind >= margin.bottom * plane.row + (margin.right - (plane.row - plane.w) if margin.bottom == 0 else 0)

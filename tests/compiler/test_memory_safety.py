@@ -12,7 +12,9 @@ import other_cases
 import pytest
 from harness import Bundle, differences, fused
 from random_cases import network
+from test_sides import no_gaps, rests
 
+import blockpunch.compiler as compiler
 from blockpunch.compiler import compile_graph, schedule, toolchain
 from blockpunch.graph import interpreter
 from blockpunch.target import Target
@@ -85,6 +87,8 @@ CASES: list[tuple[str, Callable[[], Bundle], str]] = [
     ("winograd, narrow", winograd, "x86-64-v3"),
     ("kernel patterns", conv_cases.patterns, "x86-64-v4"),
     ("kernel patterns, narrow", conv_cases.patterns, "x86-64-v3"),
+    ("no gaps between rows", rests, "x86-64-v4"),
+    ("no gaps between rows, narrow", rests, "x86-64-v3"),
 ]
 FORM_OF = {conv_cases.layers: "filters", conv_cases.patterns: "patterns", winograd: "winograd"}
 
@@ -93,18 +97,20 @@ FORM_OF = {conv_cases.layers: "filters", conv_cases.patterns: "patterns", winogr
 def test_nothing_outside_its_arrays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bundle: Callable[[], Bundle],
                                     target: str) -> None:
     chosen = Target.named(target)
-    compiler = toolchain.find_compiler(chosen)
-    if compiler.kind == "zig" or not chosen.runs_here()[0]:
+    cc = toolchain.find_compiler(chosen)
+    if cc.kind == "zig" or not chosen.runs_here()[0]:
         pytest.skip("needs sanitizers, which zig lacks, and a CPU that runs the code")
     b = bundle()
     monkeypatch.setattr(schedule, "_WORST", 1e9)
+    if bundle is rests:
+        monkeypatch.setattr(compiler, "lay_out", no_gaps)
     options = compile_graph(b.graph, chosen, threads_hint=2).options
     other = {name: next((c for c in item.choices if c.form == FORM_OF.get(bundle)), item.choices[0])
              for name, item in options.items()}
     program = compile_graph(b.graph, chosen, threads_hint=2, choices=other)
     sources = {**program.source, **toolchain.model_header(), "main.c": DRIVER}
     binary = tmp_path / "run"
-    binary.write_bytes(compiler.build_executable(sources, chosen, sanitize=True, flags=("-O0",)))
+    binary.write_bytes(cc.build_executable(sources, chosen, sanitize=True, flags=("-O0",)))
     binary.chmod(0o755)
     inputs = b.sample()
     (tmp_path / "weights").write_bytes(program.weights)

@@ -13,11 +13,11 @@ from dataclasses import replace
 from blockpunch.compiler.batch import Part, parts_of
 from blockpunch.compiler.emit import HANDED_ON, LoweredPart, Tables, emit
 from blockpunch.compiler.kernels import Context, Step, kernels_for
-from blockpunch.compiler.layout import Needs, assign
 from blockpunch.compiler.legalise import legalise
 from blockpunch.compiler.memory import plan
 from blockpunch.compiler.merge import merge_sums
 from blockpunch.compiler.program import ALIGN, Blob, Choice, Options, Program, StepInfo
+from blockpunch.compiler.sides import lay_out
 from blockpunch.graph.ir import Graph, Node
 from blockpunch.graph.passes.shrink import REMOVED_MACS, shrink
 from blockpunch.target import Target
@@ -61,10 +61,7 @@ def _lower(part: Part, index: int, target: Target, blob: Blob, threads: int,
     graph = part.graph
     legal = merge_sums(legalise(graph))
     pairs = kernels_for(legal)
-    needs = Needs()
-    for node, kernel in pairs:
-        kernel.needs(node, legal, needs, target)
-    layout = assign(legal, needs, target.vector_floats)
+    layout = lay_out(pairs, legal, target, threads)
     ctx = Context(legal, target, layout, blob, threads, choices, part=index)
     lowered = [_recorded(kernel.lower(node, ctx), node, legal, part.repeat) for node, kernel in pairs]
     steps: list[Step] = [step for step in lowered if step is not None and step.units]

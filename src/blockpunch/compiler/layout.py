@@ -52,25 +52,29 @@ class View:
 
 @dataclass
 class Margin:
-    """Zeros that readers need around a map, in pixels, and the widest row that anyone writes."""
+    """What readers need around a map, in pixels, and the longest row that anyone needs: pixels and a gap of zeros."""
 
     top: int = 0
     bottom: int = 0
     left: int = 0
     right: int = 0
-    width: int = 0
+    row: int = 0
 
     def widen(self, other: Margin) -> None:
         """Take the larger of both, side by side."""
         self.top, self.bottom = max(self.top, other.top), max(self.bottom, other.bottom)
         self.left, self.right = max(self.left, other.left), max(self.right, other.right)
-        self.width = max(self.width, other.width)
+        self.row = max(self.row, other.row)
 
 
 @dataclass
 class Needs:
-    """What the kernels ask of the layout: margins per value, and pairs of values that must share their row stride."""
+    """What the kernels ask of the layout: margins per value, and pairs of values that must share their row stride.
 
+    The convolutions ``sideless`` shall ask for no gap between the rows of their maps.
+    """
+
+    sideless: frozenset[str] = frozenset()
     margins: dict[str, Margin] = field(default_factory=dict)
     same_row: list[tuple[str, str]] = field(default_factory=list)
 
@@ -81,10 +85,11 @@ class Needs:
 
 @dataclass
 class Layout:
-    """The result: a view per value, and the floats that each buffer takes."""
+    """The result: a view per value, the floats that each buffer takes, and each map's stride group (by a member)."""
 
     views: dict[str, View]
     buffers: dict[str, int]
+    groups: dict[str, str]
 
 
 class _Sets:
@@ -126,7 +131,7 @@ def assign(graph: Graph, needs: Needs, vector_floats: int) -> Layout:
     parents = _aliases(graph)
     outside = {*graph.inputs, *graph.outputs}  # the caller's arrays are contiguous
     planar = {name for name, v in graph.values.items() if is_map(v.shape) and name not in outside}
-    planes = _planes(graph, planar, parents, needs, vector_floats)
+    planes, groups = _planes(graph, planar, parents, needs, vector_floats)
     views: dict[str, View] = {}
     buffers: dict[str, int] = {}
     for name in graph.values:
@@ -135,7 +140,7 @@ def assign(graph: Graph, needs: Needs, vector_floats: int) -> Layout:
     for name in graph.values:
         if name in parents:
             views[name] = _view_in_parent(graph, name, parents, views)
-    return Layout(views, buffers)
+    return Layout(views, buffers, groups)
 
 
 def _own_buffer(graph: Graph, name: str, plane: Plane | None, vector_floats: int) -> tuple[View, int]:
@@ -211,8 +216,8 @@ def _reshape_start(graph: Graph, node: Node) -> int | None:
 
 
 def _planes(graph: Graph, planar: set[str], parents: dict[str, tuple[str, int]], needs: Needs,
-            vector_floats: int) -> dict[str, Plane]:
-    """Plane geometry per value: shared in an alias set, with the row stride of the stride group."""
+            vector_floats: int) -> tuple[dict[str, Plane], dict[str, str]]:
+    """Plane geometry per value: shared in an alias set, with the row stride of the stride group; and the groups."""
     alias, group = _Sets(), _Sets()
     for name, (parent, _) in parents.items():
         if name in planar:
@@ -228,11 +233,10 @@ def _planes(graph: Graph, planar: set[str], parents: dict[str, tuple[str, int]],
     for name in planar:
         margin = needs.margins.get(name, Margin())
         margins.setdefault(alias.find(name), Margin()).widen(margin)
-        w = graph.values[name].shape[3]
-        row = max(w + max(margin.left, margin.right), margin.width)
-        rows[group.find(name)] = max(rows.get(group.find(name), 0), row)
-    return {name: _plane(graph.values[name].shape, margins[alias.find(name)], rows[group.find(name)], vector_floats)
-            for name in planar}
+        rows[group.find(name)] = max(rows.get(group.find(name), 0), graph.values[name].shape[3], margin.row)
+    groups = {name: group.find(name) for name in planar}
+    return {name: _plane(graph.values[name].shape, margins[alias.find(name)], rows[groups[name]], vector_floats)
+            for name in planar}, groups
 
 
 def _plane(shape: tuple[int, ...], margin: Margin, row: int, vector_floats: int) -> Plane:
@@ -250,7 +254,7 @@ def _up(x: int, step: int) -> int:
     return -(-x // step) * step
 
 
-def flat_vectors(planes: Iterable[Plane], h: int, vector_floats: int) -> int:
-    """Vectors that cover ``h`` rows of the flat plane (all ``planes`` share the row stride)."""
+def flat_pixels(planes: Iterable[Plane], h: int, w: int) -> int:
+    """Floats from the first to the last of ``h x w`` pixels in the flat plane (all ``planes`` share the row stride)."""
     (row,) = {p.row for p in planes}
-    return -(-h * row // vector_floats)
+    return (h - 1) * row + w

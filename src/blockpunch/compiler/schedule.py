@@ -14,7 +14,8 @@ _WORST = 1.6  # schedules that the model finds this much slower than its best ar
 
 def options(layer: Layer) -> list[Schedule]:
     """Every schedule worth comparing, the best by the model first."""
-    found = [schedule for form in FORMS.values() for schedule in form.schedules(layer)]
+    forms = [form for form in FORMS.values() if not (layer.shifts and form.needs_sides)]
+    found = [schedule for form in forms for schedule in form.schedules(layer)]
     found.sort(key=lambda s: s.cycles)  # stable: the plainest first among equals
     return [s for s in found if s.cycles <= _WORST * found[0].cycles]
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from blockpunch.compiler.kernels.base import Context
-from blockpunch.compiler.layout import View, flat_vectors
+from blockpunch.compiler.layout import View, flat_pixels
 from blockpunch.compiler.packing import Floats
 from blockpunch.compiler.program import Choice
 from blockpunch.graph.ir import Node
@@ -20,6 +20,7 @@ FMA_PER_CYCLE, FMA_LATENCY = 2.0, 4.0
 BROADCAST_CYCLES = 0.5
 TILE_CYCLES = 14.0
 """To enter and leave one register tile."""
+_NOT_HIDDEN = 0.25  # of the cycles of multiply-adds or loads, whichever are fewer
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,23 @@ class Layer:
     threads: int
 
     @property
-    def vectors(self) -> int:
-        """Pixel vectors that cover one output plane, margins between its rows included."""
+    def pixels(self) -> int:
+        """Pixels of one output plane, margins between its rows included."""
         assert self.x.plane and self.y.plane
-        return flat_vectors([self.x.plane, self.y.plane], self.rows, self.target.vector_floats)
+        return flat_pixels([self.x.plane, self.y.plane], self.rows, self.width)
+
+    @property
+    def vectors(self) -> int:
+        """Pixel vectors that cover one output plane."""
+        return -(-self.pixels // self.target.vector_floats)
+
+    @property
+    def shifts(self) -> tuple[int, ...]:
+        """The taps' distances along a row if they reach beyond the sides of an input without margins; else empty."""
+        plane, dxs = self.x.plane, sorted({dx for _, _, dx in self.node.attrs["taps"]})
+        assert plane
+        beyond = max(-dxs[0], self.width + dxs[-1] - plane.w)
+        return tuple(dxs) if beyond > plane.row - plane.w else ()
 
     @property
     def rows(self) -> int:
@@ -103,6 +117,8 @@ class Form(ABC):
     name: ClassVar[str]
     tile_unit: ClassVar[str]
     """What :attr:`Choice.tile` counts, in words."""
+    needs_sides: ClassVar[bool] = True
+    """Whether it reads zeros beyond the sides of a map; else it takes maps without such margins, too."""
 
     @abstractmethod
     def schedules(self, layer: Layer) -> list[Schedule]:
@@ -111,6 +127,11 @@ class Form(ABC):
     @abstractmethod
     def emit(self, layer: Layer, schedule: Schedule, ctx: Context) -> Emitted:
         """Pack the weights and write the code for one of :meth:`schedules`."""
+
+
+def column_cycles(fmas: float, loads: float, latency: float) -> float:
+    """Cycles of one column of a tile, by the cycles that its multiply-adds, its loads and their latency take alone."""
+    return max(fmas, loads, latency) + _NOT_HIDDEN * min(fmas, loads)
 
 
 def line_cycles(slab_bytes: float, target: Target) -> float:

@@ -20,17 +20,18 @@ class BlockedForm(Form):
     """Row blocks of filters with shared column lists."""
 
     @abstractmethod
-    def kernel(self, layer: Layer, height: int, choice: Choice, fields: dict[str, Any],
+    def kernel(self, layer: Layer, segment: Segment, choice: Choice, fields: dict[str, Any],
                ctx: Context) -> tuple[str, str, int]:
         """(function, its text, units per image and row block); adds to the ``fields`` of the layer's struct."""
 
     def emit(self, layer: Layer, schedule: Schedule, ctx: Context) -> Emitted:
         """One call per segment of equal block height."""
         parts, helpers = [], {"conv_layer": render("conv_layer.c.j2")}
-        segments = pack(layer.weights, schedule.order, schedule.choice.height)
+        order = columns_by_shift(layer)
+        segments = pack(layer.weights[:, order], schedule.order, schedule.choice.height)
         for segment in segments:
-            fields = _fields(layer, segment, ctx)
-            name, text, units = self.kernel(layer, segment.height, schedule.choice, fields, ctx)
+            fields = _fields(layer, segment, column_offsets(layer)[order], ctx)
+            name, text, units = self.kernel(layer, segment, schedule.choice, fields, ctx)
             views = [layer.x, layer.y, *(ctx.view(other) for other in operands(layer.node))]
             parts.append((layer.x.shape[0] * units * segment.blocks, call(name, "conv_layer", fields, views, ctx)))
             helpers[name] = text
@@ -38,11 +39,11 @@ class BlockedForm(Form):
                        sum(s.panel.nbytes + s.columns.nbytes for s in segments))
 
 
-def _fields(layer: Layer, segment: Segment, ctx: Context) -> dict[str, Any]:
-    """Fields of the layer's struct that both forms need."""
+def _fields(layer: Layer, segment: Segment, offsets: Ints, ctx: Context) -> dict[str, Any]:
+    """Fields of the layer's struct that both forms need; ``offsets`` are those of the columns as they are stored."""
     y, residuals = layer.y, [ctx.view(name) for name in operands(layer.node)]
     assert y.plane
-    columns = np.concatenate([column_offsets(layer)[segment.columns], np.zeros(PREFETCH, np.int32)])
+    columns = np.concatenate([offsets[segment.columns], np.zeros(PREFETCH, np.int32)])
     bias = biases(layer.node, ctx, y.shape[1])[segment.filters]
     return {
         "w": ctx.table("float", segment.panel), "bias": ctx.table("float", bias),
@@ -50,6 +51,18 @@ def _fields(layer: Layer, segment: Segment, ctx: Context) -> dict[str, Any]:
         "filter": ctx.table("int32_t", segment.filters), "blocks": segment.blocks,
         "in_image": layer.x.strides[0], "out_image": y.strides[0], "out_plane": y.strides[1], "head": y.plane.origin,
     } | strides_of(residuals, res_image=0, res_plane=1)
+
+
+def columns_by_shift(layer: Layer) -> Ints:
+    """The columns of the weight matrix in the order in which they are stored: one shift after the other."""
+    columns = np.arange(layer.weights.shape[1], dtype=np.int32)
+    return columns[np.argsort(column_shifts(layer), kind="stable")] if layer.shifts else columns
+
+
+def column_shifts(layer: Layer) -> Ints:
+    """The distance along a row, dx, of every column of the weight matrix."""
+    taps = layer.node.attrs["taps"]
+    return np.tile(np.array([dx for _, _, dx in taps], np.int32), layer.weights.shape[1] // len(taps))
 
 
 def column_offsets(layer: Layer) -> Ints:

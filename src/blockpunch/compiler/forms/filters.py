@@ -14,11 +14,12 @@ from blockpunch.compiler.forms.base import (
     TILE_CYCLES,
     Layer,
     Schedule,
+    column_cycles,
     stream_bytes,
 )
 from blockpunch.compiler.forms.blocked import BlockedForm
 from blockpunch.compiler.kernels.base import Context, epilogue_name, kernel_epilogue, operands, render
-from blockpunch.compiler.packing import Ints, row_orders, stored_columns
+from blockpunch.compiler.packing import Ints, Segment, row_orders, stored_columns
 from blockpunch.compiler.program import Choice
 
 HEIGHTS = (4, 8, 16, 32)
@@ -46,11 +47,12 @@ class Filters(BlockedForm):
                 found.append(Schedule(choice, order.rows, cycles))
         return found
 
-    def kernel(self, layer: Layer, height: int, choice: Choice, fields: dict[str, Any],
+    def kernel(self, layer: Layer, segment: Segment, choice: Choice, fields: dict[str, Any],
                ctx: Context) -> tuple[str, str, int]:
-        """Tiles of ``height`` filters x 1..tile rows."""
+        """Tiles of the segment's height in filters x 1..tile rows."""
         x, y, vl, epilogue = layer.x.plane, layer.y.plane, layer.target.vector_floats, layer.node.epilogue
         assert x and y
+        height = segment.height
         fields |= {"tail": y.stride - y.origin - layer.rows * y.row}
         name = (f"conv_filters_{height}_{layer.rows}x{layer.width}_{choice.tile}_rows{x.row}_{y.row}"
                 f"{epilogue_name(epilogue)}{'_margin' if y.zero_margin else ''}")
@@ -67,7 +69,7 @@ def _cycles(counts: Ints, height: int, rows: int, layer: Layer) -> float:
     total = columns * 4 * (height + 1) / stream_bytes(columns * 4 * height, layer.target)
     for n, times in ((rows, layer.rows // rows), (layer.rows % rows, 1)):
         pixels = n * layer.width
-        per_column = max(pixels * parts / FMA_PER_CYCLE, FMA_LATENCY / 2, (pixels + parts) * BROADCAST_CYCLES)
+        per_column = column_cycles(pixels * parts / FMA_PER_CYCLE, (pixels + parts) * BROADCAST_CYCLES, FMA_LATENCY / 2)
         if n:
             total += times * (columns * per_column
                               + len(counts) * (TILE_CYCLES + height * (pixels * 1.5 + n * _GATHER_CYCLES)))

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from blockpunch.compiler.forms.base import FMA_PER_CYCLE, Emitted, Form, Layer, Schedule
+from blockpunch.compiler.forms.base import FMA_PER_CYCLE, Emitted, Form, Layer, Schedule, column_cycles
 from blockpunch.compiler.forms.blocked import column_offsets
 from blockpunch.compiler.kernels.base import (
     Context,
@@ -148,7 +148,7 @@ def _cycles(layer: Layer, blocks: list[Runs], tile: int) -> float:
     total = len(layer.weights) * _SUM_CYCLES * size
     for block in blocks:
         for k, lists, filters in block.lists(most):
-            each = max(k * size / FMA_PER_CYCLE, _SUM_TRAFFIC * size) + _FILTER_CYCLES
+            each = column_cycles(k * size / FMA_PER_CYCLE, _SUM_TRAFFIC * size, 0.0) + _FILTER_CYCLES
             total += filters * each + lists * (_LIST_CYCLES + k * size / 2)
     maps = 4.0 * layer.vectors * target.vector_floats * (layer.channels + len(layer.weights))
     return tiles * total + _FAR_CYCLES * max(maps - max(target.l3_bytes / 4, target.l2_bytes), 0)

@@ -10,7 +10,11 @@ involved.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from blockpunch.compiler.forms.base import (
     BROADCAST_CYCLES,
@@ -19,17 +23,19 @@ from blockpunch.compiler.forms.base import (
     TILE_CYCLES,
     Layer,
     Schedule,
+    column_cycles,
     line_cycles,
     stream_bytes,
 )
-from blockpunch.compiler.forms.blocked import PREFETCH, BlockedForm
+from blockpunch.compiler.forms.blocked import PREFETCH, BlockedForm, column_shifts
 from blockpunch.compiler.kernels.base import Context, epilogue_name, kernel_epilogue, operands, pixel_masks, render
-from blockpunch.compiler.packing import Ints, row_orders, stored_columns
+from blockpunch.compiler.packing import Ints, Segment, row_orders, stored_columns
 from blockpunch.compiler.program import Choice
 from blockpunch.target import Target
 
 HEIGHTS = (1, 2, 4, 6, 8, 12, 16)
 _STORE_CYCLES = 1.2
+_SHIFT_CYCLES = 45.0  # from the columns of one shift to those of the next
 
 
 class Pixels(BlockedForm):
@@ -37,6 +43,7 @@ class Pixels(BlockedForm):
 
     name = "pixels"
     tile_unit = "vectors"
+    needs_sides = False
 
     def schedules(self, layer: Layer) -> list[Schedule]:
         """Every block height with tiles that fill the registers, and chunks of one tile, of a few, of the plane."""
@@ -47,26 +54,64 @@ class Pixels(BlockedForm):
             if most == 0:
                 continue
             segments = list(stored_columns(nonzero[order.rows], order.height))
+            vectors, _ = _whole_and_rest(layer, order.height)
             for tile in sorted({most, max(most - 1, 1), max(most * 2 // 3, 1)}, reverse=True):
-                for chunk in _chunks(tile, layer):
+                for chunk in _chunks(tile, vectors, layer.threads):
                     choice = Choice(self.name, order.height, tile, chunk, order.grouped)
                     found.append(Schedule(choice, order.rows, _cycles(segments, tile, chunk, layer)))
         return found
 
-    def kernel(self, layer: Layer, height: int, choice: Choice, fields: dict[str, Any],
+    def kernel(self, layer: Layer, segment: Segment, choice: Choice, fields: dict[str, Any],
                ctx: Context) -> tuple[str, str, int]:
-        """Tiles of ``height`` filters x 1..tile vectors, chunk by chunk."""
+        """Tiles of the segment's height in filters x 1..tile vectors, chunk by chunk."""
         plane, epilogue, width = layer.y.plane, layer.node.epilogue, layer.target.vector_floats
         assert plane
-        masked, chunks = plane.zero_margin, -(-layer.vectors // choice.chunk)
+        height, shifts, masked = segment.height, layer.shifts, plane.zero_margin
+        vectors, rest = _whole_and_rest(layer, height)
+        chunks = -(-vectors // choice.chunk)
         mask = ctx.table("uint16_t", pixel_masks(plane, layer.rows, layer.vectors, width)) if masked else "0"
-        fields |= {"mask": mask, "chunks": chunks, "chunk": choice.chunk, "vectors": layer.vectors,
+        fields |= {"mask": mask, "chunks": chunks, "chunk": choice.chunk, "vectors": vectors,
                    "tail": plane.stride - plane.origin - layer.vectors * width}
-        name = f"conv_{height}x{choice.tile}{epilogue_name(epilogue)}{'_margin' if masked else ''}"
+        if shifts:
+            fields |= {"stop": ctx.table("int32_t", _stops(layer, segment)),
+                       "inside": ctx.table("uint16_t", _inside(layer))}
+        last = _last_tile(vectors, choice.chunk, choice.tile)
+        name = (f"conv_{height}x{choice.tile}{f'_and{rest}of{last}' if rest else ''}"
+                f"{f'_shifts{len(shifts)}' if shifts else ''}{epilogue_name(epilogue)}{'_margin' if masked else ''}")
         text = render("conv.c.j2", name=name, height=height, vectors=choice.tile, width=width, masked=masked,
                       loads=len(operands(layer.node)), prefetch=PREFETCH, by_lane=layer.target.isa == "neon",
-                      epilogue=kernel_epilogue(epilogue))
+                      epilogue=kernel_epilogue(epilogue), shifts=len(shifts), rest=rest, last=last)
         return name, text, chunks
+
+
+def _whole_and_rest(layer: Layer, height: int) -> tuple[int, int]:
+    """Vectors of pixels that tiles of ``height`` filters take, and the pixels of a last, nearly empty one.
+
+    The rest is computed with the filters along the vector, by the tile before it: one multiply-add per column and
+    pixel, where a vector of its own takes one per column and filter.
+    """
+    whole, rest = divmod(layer.pixels, layer.target.vector_floats)
+    if rest and whole and height in (4, 8, 16) and height <= layer.target.vector_floats and 2 * rest <= height:
+        return whole, rest
+    return layer.vectors, 0
+
+
+def _stops(layer: Layer, segment: Segment) -> Ints:
+    """[blocks, shifts] how many columns of a block have this shift or one before it."""
+    shift = np.sort(column_shifts(layer))[segment.columns]
+    counts = [[np.count_nonzero(shift[a:b] <= dx) for dx in layer.shifts]
+              for a, b in pairwise(segment.starts)]
+    return np.array(counts, np.int32)
+
+
+def _inside(layer: Layer) -> npt.NDArray[np.uint16]:
+    """[vectors, shifts] one bit per lane: whether the pixel's input, so far away, lies in its row."""
+    plane, width = layer.x.plane, layer.target.vector_floats
+    assert plane
+    x = np.arange(layer.vectors * width) % plane.row
+    inside = np.stack([(x + dx >= 0) & (x + dx < plane.w) for dx in layer.shifts])
+    bits = inside.reshape(len(layer.shifts), layer.vectors, width) @ (1 << np.arange(width))
+    return np.ascontiguousarray(bits.T.astype(np.uint16))
 
 
 def _tile_vectors(target: Target, height: int) -> int:
@@ -76,26 +121,32 @@ def _tile_vectors(target: Target, height: int) -> int:
     return max((target.registers - 1) // (height + 1), 0)
 
 
-def _chunks(tile: int, layer: Layer) -> list[int]:
+def _chunks(tile: int, vectors: int, threads: int) -> list[int]:
     """Chunks of one tile, of a few, of the whole plane; equal parts, so that no chunk is left with a stub."""
-    counts = {-(-layer.vectors // (tile * n)) for n in (1, 4, 16)} | {1}
-    if layer.threads > 1:
-        counts = {max(c, min(layer.threads, layer.vectors)) for c in counts}
-    return sorted({-(-layer.vectors // c) for c in counts})
+    counts = {-(-vectors // (tile * n)) for n in (1, 4, 16)} | {1}
+    if threads > 1:
+        counts = {max(c, min(threads, vectors)) for c in counts}
+    return sorted({-(-vectors // c) for c in counts})
 
 
 def _cycles(segments: list[tuple[int, Ints]], tile: int, chunk: int, layer: Layer) -> float:
     target = layer.target
     lines = layer.channels * (chunk * target.vector_floats / 16 + 1)  # the slab, in cache lines of 64 bytes
     load = line_cycles(64 * lines, target) * max(target.vector_floats / 16, 0.5)
-    chunks = -(-layer.vectors // chunk)
     weight_bytes = sum(float(counts.sum()) * 4 * (height + 1) for height, counts in segments)
-    total = chunks * weight_bytes / stream_bytes(weight_bytes + 64 * lines, target)
+    total = -(-layer.vectors // chunk) * weight_bytes / stream_bytes(weight_bytes + 64 * lines, target)
+    shift_cycles = _SHIFT_CYCLES * max(len(layer.shifts) - 1, 0)
     for height, counts in segments:
-        columns = float(counts.sum())
-        for size, times in _tile_sizes(layer.vectors, chunk, tile):
-            per_column = max(height * size / FMA_PER_CYCLE, FMA_LATENCY, load * size + BROADCAST_CYCLES * height)
-            total += times * (columns * per_column + len(counts) * (TILE_CYCLES + _STORE_CYCLES * height * size))
+        vectors, rest = _whole_and_rest(layer, height)
+        sizes = [(size, 0, times) for size, times in _tile_sizes(vectors, chunk, tile)]
+        if rest:
+            last = _last_tile(vectors, chunk, tile)
+            sizes += [(last, 0, -1), (last, rest, 1)]
+        for size, more, times in sizes:
+            fmas, loads = height * size + more, load * size + BROADCAST_CYCLES * (height + (more + 1 if more else 0))
+            per_column = column_cycles(fmas / FMA_PER_CYCLE, loads, FMA_LATENCY)
+            per_tile = TILE_CYCLES + shift_cycles + _STORE_CYCLES * height * (size + (more > 0))
+            total += times * (float(counts.sum()) * per_column + len(counts) * per_tile)
     return total
 
 
@@ -109,3 +160,9 @@ def _tile_sizes(vectors: int, chunk: int, tile: int) -> list[tuple[int, int]]:
             sizes[small + 1] = sizes.get(small + 1, 0) + times * wide
             sizes[small] = sizes.get(small, 0) + times * (tiles - wide)
     return [(size, times) for size, times in sizes.items() if size and times]
+
+
+def _last_tile(vectors: int, chunk: int, tile: int) -> int:
+    """Vectors of the last tile of the plane; it takes the rest along."""
+    length = vectors % chunk or chunk
+    return length // -(-length // tile)

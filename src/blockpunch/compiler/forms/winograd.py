@@ -55,7 +55,7 @@ _AHEAD = 8  # tiles that the maps are fetched ahead
 _PARTS = (2, 3)  # vectors of filters
 _INPUT_CYCLES = {2: (110.0, 190.0), 4: (280.0, 480.0)}  # of a tile and a vector of channels, by where the map is
 _OUTPUT_CYCLES = {2: (130.0, 200.0), 4: (185.0, 290.0)}
-_MEMORY_RATE, _OWN_RATE = 9.5, 12.0  # bytes per cycle
+_MEMORY_RATE, _OWN_RATE, _RESULT_RATE = 9.5, 12.0, 48.0  # bytes per cycle
 
 
 class Winograd(Form):
@@ -74,9 +74,10 @@ class Winograd(Form):
             if min(layer.rows, layer.width) < m:
                 continue
             tiles = len(_tiles(layer, m))
-            for parts, chunk in product(_parts(layer), _chunks(layer, m, tiles)):
-                choice = Choice(self.name, parts * layer.target.vector_floats, m, chunk, grouped=False)
-                found.append(Schedule(choice, order, _cycles(layer, m, parts, chunk, tiles)))
+            for parts in _parts(layer):
+                for chunk in _chunks(layer, m, parts, tiles):
+                    choice = Choice(self.name, parts * layer.target.vector_floats, m, chunk, grouped=False)
+                    found.append(Schedule(choice, order, _cycles(layer, m, parts, chunk, tiles)))
         return found
 
     def emit(self, layer: Layer, schedule: Schedule, ctx: Context) -> Emitted:
@@ -165,10 +166,10 @@ def _groups(tiles: int, most: int) -> list[int]:
     return sizes
 
 
-def _chunks(layer: Layer, m: int, tiles: int) -> list[int]:
-    """Chunks whose transformed inputs take half and twice the second-level cache, and all tiles; equal parts."""
-    tile_bytes = 4 * (m + 2) ** 2 * layer.channels
-    counts = {1} | {min(-(-tiles * tile_bytes // (layer.target.l2_bytes * share // 2)), tiles) for share in (1, 4)}
+def _chunks(layer: Layer, m: int, parts: int, tiles: int) -> list[int]:
+    """Chunks whose transformed values take half of the second-level cache, it all, and twice it; all tiles; equal."""
+    tile_bytes = 4 * (m + 2) ** 2 * (layer.channels + parts * layer.target.vector_floats)
+    counts = {1} | {min(-(-tiles * tile_bytes // (layer.target.l2_bytes * share // 2)), tiles) for share in (1, 2, 4)}
     return sorted({-(-tiles // count) for count in counts})
 
 
@@ -233,6 +234,8 @@ def _cycles(layer: Layer, m: int, parts: int, chunk: int, tiles: int) -> float:
     own_bytes = 4.0 * positions * chunk * channels
     if own_bytes > 4 * target.l2_bytes:  # every part of the filters fetches the transformed inputs from afar
         total += chunks * own_bytes * (blocks + 1) / _OWN_RATE
+    if 4.0 * positions * chunk * height > 0.75 * target.l2_bytes:  # its results leave the cache and come back
+        total += 2 * 4.0 * positions * tiles * blocks * height / _RESULT_RATE
     return total
 
 

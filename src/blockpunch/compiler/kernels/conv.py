@@ -10,7 +10,7 @@ from blockpunch.compiler import schedule
 from blockpunch.compiler.forms import FORMS
 from blockpunch.compiler.forms.base import Emitted, Layer, Schedule
 from blockpunch.compiler.kernels.base import Context, Kernel, Step, epilogue_name, in_sequence, operands
-from blockpunch.compiler.layout import Margin, Needs, is_map
+from blockpunch.compiler.layout import Layout, Margin, Needs, is_map
 from blockpunch.compiler.legalise import as_matrix
 from blockpunch.compiler.program import Options, StepInfo
 from blockpunch.graph.ir import Graph, Node
@@ -31,16 +31,16 @@ class Conv(Kernel):
         x, y = node.inputs[0], node.outputs[0]
         (h, w), (oh, ow) = graph.shape(x)[2:], graph.shape(y)[2:]
         dys, dxs = [t[1] for t in node.attrs["taps"]], [t[2] for t in node.attrs["taps"]]
-        needs.margin(x, Margin(top=max(0, -min(dys)), left=max(0, -min(dxs)), right=max(0, ow - 1 + max(dxs) - (w - 1)),
-                               bottom=max(0, oh - 1 + max(dys) - (h - 1))))
-        needs.margin(y, Margin(width=ow))
+        left, right = max(0, -min(dxs)), max(0, ow + max(dxs) - w)
+        needs.margin(x, Margin(top=max(0, -min(dys)), left=left, bottom=max(0, oh + max(dys) - h), right=right,
+                               row=0 if node.name in needs.sideless else w + max(left, right)))
+        needs.margin(y, Margin(row=ow))
         for other in (x, *operands(node)):
             needs.same_row.append((y, other))
 
     def lower(self, node: Node, ctx: Context) -> Step:
         """Choose the form and its schedule, pack the weights, emit the loop."""
-        matrix = as_matrix(ctx.graph.constants[node.inputs[1]], node.attrs["groups"])
-        layer = Layer(node, matrix, ctx.view(node.inputs[0]), ctx.view(node.outputs[0]), ctx.target, ctx.threads)
+        layer = layer_of(node, ctx.graph, ctx.layout, ctx.target, ctx.threads)
         found = schedule.options(layer)
         wanted = ctx.choices.get(node.name)
         chosen = next((s for s in found if s.choice == wanted), found[0])
@@ -50,6 +50,12 @@ class Conv(Kernel):
                     body=in_sequence(emitted.parts), helpers=emitted.helpers,
                     reads=tuple(ctx.view(n).root for n in (node.inputs[0], *operands(node))), writes=(layer.y.root,),
                     thread_floats=emitted.thread_floats)
+
+
+def layer_of(node: Node, graph: Graph, layout: Layout, target: Target, threads: int) -> Layer:
+    """All that the forms ask about a convolution."""
+    matrix = as_matrix(graph.constants[node.inputs[1]], node.attrs["groups"])
+    return Layer(node, matrix, layout.views[node.inputs[0]], layout.views[node.outputs[0]], target, threads)
 
 
 def _key(layer: Layer, found: list[Schedule]) -> str:

@@ -51,16 +51,16 @@ class Depthwise(Kernel):
     def needs(self, node: Node, graph: Graph, needs: Needs, target: Target) -> None:
         """Margins for the taps, or for the plane form and stride 1 only one row stride."""
         if _in_registers(node, graph, target):
-            needs.margin(node.outputs[0], Margin(width=graph.shape(node.outputs[0])[3]))
+            needs.margin(node.outputs[0], Margin(row=graph.shape(node.outputs[0])[3]))
             for other in (node.inputs[0], *operands(node)) if node.attrs["stride"] == (1, 1) else ():
                 needs.same_row.append((node.outputs[0], other))
             return
         (h, w), (oh, ow) = graph.shape(node.inputs[0])[2:], graph.shape(node.outputs[0])[2:]
         (sh, sw), taps = node.attrs["stride"], node.attrs["taps"]
         dys, dxs = [t[1] for t in taps], [t[2] for t in taps]
-        needs.margin(node.inputs[0], Margin(
-            top=max(0, -min(dys)), left=max(0, -min(dxs)), bottom=max(0, (oh - 1) * sh + max(dys) - (h - 1)),
-            right=max(0, (ow - 1) * sw + max(dxs) - (w - 1))))
+        left, right = max(0, -min(dxs)), max(0, (ow - 1) * sw + max(dxs) - (w - 1))
+        needs.margin(node.inputs[0], Margin(top=max(0, -min(dys)), left=left, right=right, row=w + max(left, right),
+                                            bottom=max(0, (oh - 1) * sh + max(dys) - (h - 1))))
 
     def lower(self, node: Node, ctx: Context) -> Step:
         """Emit the loop of the form that fits the map."""
