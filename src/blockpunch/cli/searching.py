@@ -15,8 +15,8 @@ from blockpunch.data import Preprocess, list_images
 from blockpunch.errors import InputError
 from blockpunch.graph.ir import Graph
 from blockpunch.mapping import Goal, LatencyTable, Network
-from blockpunch.mapping.choices import Mapped, contenders
-from blockpunch.optimize import Event, photo_batches, split_photos
+from blockpunch.mapping.choices import Mapped
+from blockpunch.optimize import Event, photo_batches, search_on_images, split_photos
 
 EVALUATIONS = 200
 EXECUTORS = ("local", "ray")
@@ -54,10 +54,8 @@ def search(graph: Graph, network: Network, table: LatencyTable, goal: Goal, opti
     if errors is None or photos is None:
         raise InputError("the search tries networks on photos", where="--errors" if errors is None else "--photos",
                          fix="give --errors net.errors.json --photos FOLDER; errors that are missing are computed")
-    from blockpunch.mapping.search import Local, OnRay, map_search
-    from blockpunch.mapping.search.oneshot import OneShotLoss
+    from blockpunch.mapping.search import Local, OnRay
     from blockpunch.pruning.graph_module import GraphModule
-    from blockpunch.pruning.layer_errors import layer_errors
 
     check_output(errors)
     check_output(options.journal)
@@ -65,15 +63,11 @@ def search(graph: Graph, network: Network, table: LatencyTable, goal: Goal, opti
     kept.append(f"what was evaluated is in {options.journal}; the same command goes on from there")
     size = graph.shape(graph.inputs[0])[-1]
     recipe, paths = Preprocess.named(preprocess, size), list_images(photos, limit=limit)
-    fit, other = (list(photo_batches([paths[i] for i in part], recipe, BATCH))
-                  for part in split_photos(len(paths), size))
-    model = GraphModule(graph)
+    fit, other = (photo_batches([paths[i] for i in part], recipe, BATCH) for part in split_photos(len(paths), size))
     with show.Watching() as watching:
-        found = layer_errors(model, fit, contenders(network, table), store=errors,
-                             progress=lambda done, total, name: watching(Event(f"errors: {name}", done, total)))
-        mapped, result = map_search(
-            network, table, found.errors, goal, OneShotLoss(model, fit, other), importance=found.sensitivity,
-            evaluations=options.evaluations, seed=options.seed, journal=options.journal, executor=executor,
+        mapped, found = search_on_images(
+            GraphModule(graph), fit, other, network, table, goal, errors=errors, journal=options.journal,
+            evaluations=options.evaluations, seed=options.seed, executor=executor,
             progress=lambda text, done, total: watching(Event(text, done, total)))
-    show.note(f"{len(result.losses)} networks tried; loss {result.loss:.4g}, of the exact mapping {result.exact:.4g}")
+    show.note(f"{len(found.losses)} networks tried; loss {found.loss:.4g}, of the exact mapping {found.exact:.4g}")
     return mapped

@@ -2,7 +2,7 @@
 
 from blockpunch.optimize.event import Event
 from blockpunch.optimize.job import UNIFORM, Job, Settings, rerender
-from blockpunch.optimize.mapping import exact_on_images
+from blockpunch.optimize.mapping import exact_on_images, search_on_images
 from blockpunch.optimize.photos import (
     Photos,
     batches,
@@ -15,5 +15,5 @@ from blockpunch.optimize.photos import (
 from blockpunch.optimize.source import ModuleSource, OnnxSource, Source
 
 __all__ = ["UNIFORM", "Event", "Job", "ModuleSource", "OnnxSource", "Photos", "Settings", "Source", "batches",
-           "check_batches", "exact_on_images", "one_shot_photos", "photo_batches", "rerender", "split_photos",
-           "training_pixels"]
+           "check_batches", "exact_on_images", "one_shot_photos", "photo_batches", "rerender", "search_on_images",
+           "split_photos", "training_pixels"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from blockpunch.data import Labels, spread
 from blockpunch.errors import DataError, PlanError
@@ -27,6 +27,10 @@ from blockpunch.optimize.workfolder import WorkFolder, fingerprint
 from blockpunch.plan import Plan
 from blockpunch.report import MappingFacts
 from blockpunch.target import Target
+
+if TYPE_CHECKING:
+    from blockpunch.mapping.search import Executor, Found
+    from blockpunch.pruning.layer_errors import LayerErrors
 
 Progress = Callable[[str, float, float], None]
 """Called with a line of text, what is done, and what there is to do."""
@@ -54,16 +58,42 @@ def exact_on_images(model: Any, images: Sequence[Any], network: Network, table: 
         PlanError: the goal cannot be reached.
     """
     from blockpunch.mapping.evaluation import Evaluation
-    from blockpunch.pruning.layer_errors import layer_errors
 
-    few = spread(images, -(-ERROR_IMAGES // len(images[0])))
-    found = layer_errors(model, few, contenders(network, table), store=errors,
-                         progress=lambda done, total, name: progress(f"errors: {name}", done, total))
+    found = errors_on_images(model, images, network, table, errors, progress)
     if goal.max_drop is None:
         return map_exact(network, table, found.errors, goal, importance=found.sensitivity)
     lost = Evaluation(model, images, held_out, labels, store=trials, progress=progress)
     exact = Exact.solve(network, table, found.errors, found.sensitivity)
     return map_within_drop(exact, goal.max_drop, lambda plan: (lost(plan).points, lost(plan).error))
+
+
+def search_on_images(model: Any, images: Sequence[Any], held_out: Sequence[Any], network: Network, table: LatencyTable,
+                     goal: Goal, *, errors: Path, journal: Path, evaluations: int, seed: int, executor: Executor,
+                     progress: Progress = lambda text, done, total: None) -> tuple[Mapped, Found]:
+    """The plan that the search finds, and how it did; arguments as for :func:`exact_on_images`. Needs torch.
+
+    Raises:
+        DataError: files that belong to another model, other images or another search.
+        PlanError: the goal cannot be reached.
+        ClusterError: the executor's cluster.
+    """
+    from blockpunch.mapping.search import map_search
+    from blockpunch.mapping.search.oneshot import OneShotLoss
+
+    found = errors_on_images(model, images, network, table, errors, progress)
+    return map_search(network, table, found.errors, goal, OneShotLoss(model, images, held_out), seed=seed,
+                      importance=found.sensitivity, evaluations=evaluations, journal=journal, executor=executor,
+                      progress=progress)
+
+
+def errors_on_images(model: Any, images: Sequence[Any], network: Network, table: LatencyTable, store: Path,
+                     progress: Progress) -> LayerErrors:
+    """The layers' errors for all cells that may be chosen, from ``store`` or computed on some of the images."""
+    from blockpunch.pruning.layer_errors import layer_errors
+
+    few = spread(images, -(-ERROR_IMAGES // len(images[0])))
+    return layer_errors(model, few, contenders(network, table), store=store,
+                        progress=lambda done, total, name: progress(f"errors: {name}", done, total))
 
 
 @dataclass

@@ -7,7 +7,7 @@ the network pruned in one shot (:mod:`blockpunch.mapping.search.oneshot`). The f
 what the sum of the layers' errors cannot tell, how errors add up, the search finds out.
 """
 
-from blockpunch.mapping.search.executors import Evaluator, Local, OnRay
+from blockpunch.mapping.search.executors import Evaluator, Executor, Local, OnRay
 from blockpunch.mapping.search.mapper import Found, map_search
 
-__all__ = ["Evaluator", "Found", "Local", "OnRay", "map_search"]
+__all__ = ["Evaluator", "Executor", "Found", "Local", "OnRay", "map_search"]

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from blockpunch.data import spread
 from blockpunch.errors import DataError
 from blockpunch.mapping.search.executors import Cells
 from blockpunch.plan import DENSE, LayerPlan, Plan
@@ -54,7 +55,7 @@ class OneShotLoss:
         network = copy.deepcopy(self.model)
         plan = Plan({layer.name: LayerPlan(*cells.get(layer.name, (DENSE, 1.0))) for layer in module_layers(network)})
         count = len(self.images) if thorough else max(1, round(SHARE * len(self.images)))
-        prune_oneshot_(network, plan, self.images[:count], seed=self.seed)
+        prune_oneshot_(network, plan, spread(self.images, count), seed=self.seed)
         found = [output_loss(mine, wanted, 1.0) * len(mine) for mine, wanted
                  in zip(self._ask(network), self.wanted, strict=True)]
         return float(torch.stack(found).sum()) / sum(len(batch) for batch in self.held_out)
