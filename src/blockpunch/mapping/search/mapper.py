@@ -31,7 +31,8 @@ ELITES = 4
 """Of the best candidates so far, which it learns from in each step beside the new ones (Abolafia et al. 2018)."""
 FINALISTS = 4
 """Of the candidates that did best, with the exact mapping; they are evaluated thoroughly, which decides."""
-TINY = 1e-12
+LEAST, HOPELESS = 1e-12, 1e6
+"""Bounds of a loss: nothing is lost, and answers that are not finite."""
 PATIENCE = 15
 """Steps without a better candidate, after which the search ends."""
 
@@ -114,7 +115,7 @@ def search(space: Space, evaluator: Evaluator, proposer: Proposer, *, evaluation
             trials.judge(fresh)
             lessons = list(dict.fromkeys([*fresh, *trials.leaders(ELITES)]))
             proposer.learn([trials.actions[candidate] for candidate in lessons],
-                           [-math.log(max(trials.losses[candidate], TINY)) for candidate in lessons])
+                           [-math.log(trials.losses[candidate]) for candidate in lessons])
             idle = 0 if trials.best < best else idle + 1
         return trials.final()
 
@@ -178,6 +179,7 @@ class Trials:
         missing = [number for number, loss in enumerate(found) if loss is None]
         done = len(candidates) - len(missing)
         for number, loss in self.evaluate([cells[n] for n in missing], thorough) if missing else ():
+            loss = min(max(loss, LEAST), HOPELESS) if math.isfinite(loss) else HOPELESS
             found[missing[number]] = loss
             self.journal.add(cells[missing[number]], loss, thorough)
             done += 1
