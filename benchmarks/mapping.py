@@ -19,7 +19,7 @@ from blockpunch.graph import load_graph
 from blockpunch.graph.passes import optimize
 from blockpunch.mapping import LatencyTable, Network, profile
 from blockpunch.mapping.coupling import predict
-from blockpunch.mapping.grid import RATES, rates_for, schemes_for
+from blockpunch.mapping.grid import rates_for, schemes_for
 from blockpunch.mapping.network import Cell
 from blockpunch.mapping.profile import measure
 from blockpunch.target import Target
@@ -31,9 +31,9 @@ def random_plan(network: Network, rng: np.random.Generator) -> dict[str, Cell]:
     base = rng.uniform(1.5, 6)
     for item in network.items:
         if not item.dense_because:
-            schemes = schemes_for(item.layers[0])
+            schemes = [scheme for scheme in schemes_for(item.layers[0]) if rates_for(scheme, item.layers[0])]
             scheme = schemes[int(rng.integers(len(schemes)))]
-            most = max(rates_for(scheme, item.layers[0]), default=RATES[0])
+            most = max(rates_for(scheme, item.layers[0]))
             cells[item.step] = scheme, float(f"{min(most, base * rng.uniform(0.7, 1.5)):.3g}")
     return cells
 
