@@ -155,7 +155,7 @@ def spread(values: Sequence[float]) -> str:
 def table_of(rows: list[dict[str, Any]]) -> str:
     """The results as Markdown, mean and spread over the seeds."""
     names = ("short", "thorough", "unseen", "test")
-    lines = ["| network, goal | method | evaluations | best drawn, in short | plan, thoroughly | unseen photos | test, % |",
+    lines = ["| network, goal | method | evaluations | best drawn, short | plan, in full | unseen photos | test, % |",
              "|---|---|---|---|---|---|---|"]
     groups = sorted({(row["network"], row["speedup"]) for row in rows})
     for network, speedup in groups:
