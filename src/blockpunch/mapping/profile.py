@@ -199,7 +199,7 @@ def _times(trial: Session, dense: Session, trial_program: Program,
            dense_program: Program) -> tuple[dict[str, float], dict[str, float]]:
     """The seconds of each step of both, run in turns; the first run of a turn warms the caches up.
 
-    They are means over the faster half of the runs: as many runs for every step, so that they add up to a whole run.
+    They are medians of each step by itself: what interrupts a run hits a few of its steps, and other ones in other runs.
     """
     inputs = random_inputs({spec.name: spec.shape for spec in trial.inputs})
     rows: tuple[list[list[float]], list[list[float]]] = ([], [])
@@ -211,7 +211,7 @@ def _times(trial: Session, dense: Session, trial_program: Program,
                 while runs < LEAST_RUNS or time.perf_counter() < stop:
                     into.append(list(session.run_profiled(inputs)[1]))
                     runs += 1
-    beside, times = (np.mean(sorted(row, key=sum)[:-(-len(row) // 2)], axis=0) for row in rows)
+    beside, times = (np.median(row, axis=0) for row in rows)
     return _by_step(trial_program, times), _by_step(dense_program, beside)
 
 
