@@ -199,7 +199,7 @@ def _times(trial: Session, dense: Session, trial_program: Program,
            dense_program: Program) -> tuple[dict[str, float], dict[str, float]]:
     """The seconds of each step of both, run in turns; the first run of a turn warms the caches up.
 
-    They are medians of each step by itself: what interrupts a run hits a few of its steps, and other ones in other runs.
+    They are medians of each step by itself: an interruption hits a few steps of a run, and other ones of the next.
     """
     inputs = random_inputs({spec.name: spec.shape for spec in trial.inputs})
     rows: tuple[list[list[float]], list[list[float]]] = ([], [])
