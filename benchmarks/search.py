@@ -30,7 +30,7 @@ from blockpunch.mapping import Goal, LatencyTable, Network
 from blockpunch.mapping.choices import contenders
 from blockpunch.mapping.search import controller, mapper
 from blockpunch.mapping.search.journal import Journal
-from blockpunch.mapping.search.oneshot import OneShotLoss
+from blockpunch.mapping.search.oneshot import SHARE, OneShotLoss
 from blockpunch.mapping.search.space import EMPHASES, Actions, Candidate, Space
 from blockpunch.plan import DENSE, LayerPlan, Plan
 from blockpunch.pruning import module_layers, prune_oneshot_
@@ -111,7 +111,7 @@ def run(arguments: Any, rows: list[dict[str, Any]]) -> None:
     errors = layer_errors(task.model, task.fit, contenders(task.network, table),
                           store=arguments.folder / f"{arguments.network}.errors.json")
     space = Space.of(task.network, table, errors.errors, Goal(speedup=arguments.speedup), errors.sensitivity)
-    evaluator = OneShotLoss(task.model, task.fit, task.compare)
+    evaluator = OneShotLoss(task.model, task.fit, task.compare, share=arguments.share)
 
     def add(method: str, seed: int, **found: Any) -> None:
         rows.append({"network": arguments.network, "speedup": arguments.speedup, "method": method, "seed": seed,
@@ -179,6 +179,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
     parser.add_argument("--photos", type=int, default=300, help="to fit layers on")
     parser.add_argument("--compared", type=int, default=400, help="to compare candidates on")
+    parser.add_argument("--share", type=float, default=SHARE, help="of the photos to fit on in an evaluation in short")
     parser.add_argument("--test", type=int, default=10_000)
     parser.add_argument("--folder", type=Path, default=Path("out/search"))
     arguments = parser.parse_args()

@@ -24,7 +24,7 @@ from blockpunch.pruning.oneshot import prune_oneshot_
 from blockpunch.pruning.torch_prune import module_layers
 
 SHARE = 1 / 3
-"""Of the batches to fit on that an evaluation in short takes."""
+"""Of the batches to fit on that an evaluation in short takes, if nothing else is said."""
 
 
 class OneShotLoss:
@@ -37,16 +37,18 @@ class OneShotLoss:
         images: batches to fit the pruned layers on, without labels; a few hundred photos.
         held_out: batches of other images, on which answers are compared.
         seed: of the choice of output positions.
+        share: of the batches to fit on that an evaluation in short takes.
 
     Raises:
         DataError: no images.
     """
 
     def __init__(self, model: nn.Module, images: Sequence[torch.Tensor], held_out: Sequence[torch.Tensor], *,
-                 seed: int = 0) -> None:
+                 seed: int = 0, share: float = SHARE) -> None:
         if not images or not held_out:
             raise DataError("no images to compare answers on", fix="give more photos: some to fit on, some to compare")
-        self.model, self.images, self.held_out, self.seed = copy.deepcopy(model).eval(), images, held_out, seed
+        self.model, self.images, self.held_out = copy.deepcopy(model).eval(), images, held_out
+        self.seed, self.share = seed, share
         self.wanted = self._ask(self.model)
         self.fingerprint = self._fingerprint()
 
@@ -54,7 +56,7 @@ class OneShotLoss:
         """The loss of the network with ``cells``; ``thorough``: fitted on all images."""
         network = copy.deepcopy(self.model)
         plan = Plan({layer.name: LayerPlan(*cells.get(layer.name, (DENSE, 1.0))) for layer in module_layers(network)})
-        count = len(self.images) if thorough else max(1, round(SHARE * len(self.images)))
+        count = len(self.images) if thorough else max(1, round(self.share * len(self.images)))
         prune_oneshot_(network, plan, spread(self.images, count), seed=self.seed)
         found = [output_loss(mine, wanted, 1.0) * len(mine) for mine, wanted
                  in zip(self._ask(network), self.wanted, strict=True)]
@@ -65,7 +67,7 @@ class OneShotLoss:
             return [output for batch in self.held_out for output in tensors(network(batch))]
 
     def _fingerprint(self) -> str:
-        digest = hashlib.sha256(f"{self.seed} {SHARE}".encode())
+        digest = hashlib.sha256(f"{self.seed} {self.share}".encode())
         for tensor in (*self.model.state_dict().values(), *self.images, *self.held_out):
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
