@@ -45,6 +45,7 @@ from networks import build
 CASES = ("unstructured@2", "block-punched:4x1@1.6", "block-punched:8x4@1.4")
 METHODS = ("magnitude", "one-shot", "one-shot, rates spread")
 BATCH = 25
+RATED = 200  # photos that the rates are spread by
 
 
 @dataclass
@@ -148,7 +149,7 @@ def measure(task: Task, name: str, method: str, scheme: str, rate: float, argume
         pruner.apply_()
     else:
         if method != "one-shot":
-            plan = rated(model, plan, images, rate)
+            plan = rated(model, plan, images[:RATED // BATCH], rate)
         masks = prune_oneshot_(model, plan, images).masks
         pruner = Pruner(model, plan)
         pruner.take(masks)
