@@ -6,6 +6,7 @@ from pathlib import Path
 
 import networks
 from blockpunch.build import compile as compile_model
+from blockpunch.layers import LAST_LINEAR, kept_dense_by_default
 from blockpunch.plan import Plan
 from blockpunch.pruning import onnx_layers, prune_onnx
 
@@ -31,13 +32,17 @@ class Models:
         path = self.folder / f"{network}-{batch}x{side}.onnx"
         return path if path.exists() else networks.export(network, path, (batch, channels, side, side))
 
-    def pruned(self, source: Path, scheme: str, rate: float) -> Path:
-        """As ``blockpunch prune --scheme`` does: first convolution, depthwise and last linear layer stay dense."""
+    def pruned(self, source: Path, scheme: str, rate: float, *, last: bool = True) -> Path:
+        """As ``blockpunch prune --scheme --only '*' --only LAST`` does: every layer but the first convolution and
+        depthwise ones; without ``last``, which is what no ``--only`` gives, the last linear layer stays dense, too.
+        """
         if rate <= 1:
             return source
         path = self.folder / f"{source.stem}-{scheme.replace(':', '-')}-{rate:g}.onnx"
         if not path.exists():
-            prune_onnx(source, Plan.uniform(onnx_layers(source), scheme, rate), path)
+            layers = onnx_layers(source)
+            asked = [name for name, why in kept_dense_by_default(layers).items() if why == LAST_LINEAR and last]
+            prune_onnx(source, Plan.uniform(layers, scheme, rate, only=["*", *asked]), path)
         return path
 
     def compiled(self, source: Path, *, target: str = "host", threads: int = 1) -> Path:

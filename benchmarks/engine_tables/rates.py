@@ -28,7 +28,7 @@ def measure(key: str, settings: Settings) -> Row:
         models = Models(Path(folder), settings.tune)
         dense, ours = models.dense(network), {}
         for rate in RATES:
-            file = models.pruned(dense, SCHEMES[name], rate)
+            file = models.pruned(dense, SCHEMES[name], rate, last=False)
             ours[f"{rate:g}"] = (models.compiled(file), file)
         result = run(key, ours, {}, seconds=settings.seconds)
     return {"ms": {label: engine.median_ms for label, engine in result.engines.items()}}

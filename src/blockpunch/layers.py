@@ -11,6 +11,7 @@ from blockpunch.errors import SelectorError
 from blockpunch.graph.ir import Graph
 from blockpunch.graph.operators import OPERATORS
 
+LAST_LINEAR = "last linear layer"
 TYPES_HELP = "an exact name, a glob such as 'layer3.*', or a type: conv, linear, depthwise, conv1x1, conv3x3, ..."
 
 
@@ -106,9 +107,9 @@ def kept_dense_by_default(layers: Sequence[Layer]) -> dict[str, str]:
         reasons[convolutions[0].name] = "first convolution"
     linear = [layer for layer in layers if layer.kind == "linear"]
     if linear:
-        reasons[linear[-1].name] = "last linear layer"
+        reasons[linear[-1].name] = LAST_LINEAR
     elif convolutions and convolutions[-1].shape[2:] == (1, 1) and convolutions[-1].output[2:] == (1, 1):
-        reasons[convolutions[-1].name] = "last linear layer"
+        reasons[convolutions[-1].name] = LAST_LINEAR
     return reasons
 
 

@@ -216,6 +216,8 @@ def linear() -> Bundle:
     pooled = b.node("GlobalAveragePool", b.value(2, 11, 5, 5))
     flat = b.node("Reshape", pooled, shape=(2, 11))
     b.output(b.node("Linear", flat, b.weights(6, 11)))
+    last = b.weights(3, 65541, keep=np.arange(65541) % 97 == 66)  # places beyond 16 bits
+    b.output(b.node("Linear", b.value(1, 65541), last))
     return b
 
 

@@ -97,7 +97,7 @@ class Emitted:
     """A lowered convolution.
 
     Attributes:
-        parts: (units of work, C statements), following each other in the step's range of units.
+        parts: (units of work, C statements); a range of the step's units is the same share of every part.
         helpers: C functions by name.
         stored: weights stored, zeros that fill blocks included.
         weight_bytes: bytes of weights and indices.

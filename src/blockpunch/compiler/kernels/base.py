@@ -98,18 +98,18 @@ class Kernel(ABC):
         """The step that computes ``node``, or ``None`` when its result is already in place."""
 
 
-def in_sequence(parts: Sequence[tuple[int, str]]) -> str:
-    """Join (units, statements) into one body: the parts follow each other in the range of units of the step."""
+def together(parts: Sequence[tuple[int, str]]) -> tuple[int, str]:
+    """Join (units, statements) into one step's: a range of its units is the same share of every part.
+
+    So each thread gets a part of all the work, however unlike the parts are.
+    """
     if len(parts) == 1:
-        return parts[0][1]
-    blocks, base = [], 0
-    for units, body in parts:
-        blocks.append(f"if (begin < {base + units} && end > {base}) {{\n"
-                      f"const int first = begin > {base} ? begin - {base} : 0;\n"
-                      f"const int last = end < {base + units} ? end - {base} : {units};\n"
-                      f"{{ const int begin = first, end = last;\n{body}\n}}\n}}")
-        base += units
-    return "\n".join(blocks)
+        return parts[0]
+    most = max((units for units, _ in parts), default=0)
+    part = "(int)((int64_t){} * {} / {})"
+    blocks = [f"{{\nconst int first = {part.format('begin', units, most)}, last = {part.format('end', units, most)};\n"
+              f"{{ const int begin = first, end = last;\n{body}\n}}\n}}" for units, body in parts]
+    return most, "\n".join(blocks)
 
 
 def strides_of(residuals: Sequence[View], **axes: int) -> dict[str, str]:

@@ -9,7 +9,7 @@ import numpy as np
 from blockpunch.compiler import schedule
 from blockpunch.compiler.forms import FORMS
 from blockpunch.compiler.forms.base import Emitted, Layer, Schedule
-from blockpunch.compiler.kernels.base import Context, Kernel, Step, epilogue_name, in_sequence, operands
+from blockpunch.compiler.kernels.base import Context, Kernel, Step, epilogue_name, operands, together
 from blockpunch.compiler.layout import Layout, Margin, Needs, is_map
 from blockpunch.compiler.legalise import as_matrix
 from blockpunch.compiler.program import Options, StepInfo
@@ -46,8 +46,8 @@ class Conv(Kernel):
         chosen = next((s for s in found if s.choice == wanted), found[0])
         ctx.options[node.name] = Options(_key(layer, found), tuple(s.choice for s in found), chosen.choice)
         emitted = FORMS[chosen.choice.form].emit(layer, chosen, ctx)
-        return Step(info=_info(layer, chosen, emitted, ctx), units=sum(units for units, _ in emitted.parts),
-                    body=in_sequence(emitted.parts), helpers=emitted.helpers,
+        units, body = together(emitted.parts)
+        return Step(info=_info(layer, chosen, emitted, ctx), units=units, body=body, helpers=emitted.helpers,
                     reads=tuple(ctx.view(n).root for n in (node.inputs[0], *operands(node))), writes=(layer.y.root,),
                     thread_floats=emitted.thread_floats)
 

@@ -15,9 +15,9 @@ from blockpunch.compiler.kernels.base import (
     core_inputs,
     epilogue_code,
     epilogue_name,
-    in_sequence,
     operands,
     render,
+    together,
 )
 from blockpunch.compiler.layout import View, is_map
 from blockpunch.compiler.legalise import as_matrix
@@ -52,9 +52,10 @@ class Dot(Kernel):
         reason = "dense: no zeros in the weights" if kept == weights.size else \
             f"{dense / cycles:.1f}x fewer modelled cycles than dense; {stored - kept} zeros stored to fill blocks"
         info = StepInfo(node.name, self.kind, node.path, macs=weights.size * rows, kept_macs=kept * rows,
-                        weight_bytes=sum(s.panel.nbytes + s.columns.nbytes for s in segments),
+                        weight_bytes=sum(s.panel.nbytes + s.columns.size * _place(offsets).itemsize for s in segments),
                         packing=f"{height} filters, {stored / weights.size:.0%} of the weights stored", reason=reason)
-        return Step(info, sum(u for u, _, _ in emitted), in_sequence([(u, b) for u, b, _ in emitted]),
+        units, body = together([(u, b) for u, b, _ in emitted])
+        return Step(info, units, body,
                     reads=tuple(ctx.view(n).root for n in (node.inputs[0], *operands(node))), writes=(y.root,),
                     helpers={"dot_layer": render("dot_layer.c.j2"),
                              **{k: t for _, _, h in emitted for k, t in h.items()}})
@@ -71,6 +72,11 @@ def _columns(node: Node, weights: Array, x: View) -> tuple[Floats, Ints]:
     offsets = np.arange(channels)[:, None] * x.strides[1] + (taps @ x.strides[2:])
     keep = np.tile(inside, channels)
     return np.ascontiguousarray(matrix[:, keep]), offsets.ravel()[keep].astype(np.int32)
+
+
+def _place(offsets: Ints) -> np.dtype[np.uint16] | np.dtype[np.int32]:
+    """The smallest type for the places of inputs: bytes are what bounds these layers."""
+    return np.dtype(np.uint16) if offsets.max(initial=0) < 1 << 16 else np.dtype(np.int32)
 
 
 def _choose(matrix: Floats) -> tuple[np.ndarray[tuple[int], np.dtype[np.intp]], int, float]:
@@ -94,15 +100,17 @@ def _cycles(counts: Ints, height: int) -> float:
 def _segment(node: Node, segment: Segment, offsets: Ints, rows: int, x: View, y: View,
              ctx: Context) -> tuple[int, str, dict[str, str]]:
     residuals = [ctx.view(name) for name in operands(node)]
-    name = f"dot_{segment.height}{epilogue_name(node.epilogue)}"
+    place = _place(offsets)
+    name = f"dot_{segment.height}_{place.itemsize}{epilogue_name(node.epilogue)}"
     loads = [f"res{i}[row * L->out_row + f]" for i in range(len(residuals))]
-    helper = render("dot.c.j2", name=name, height=segment.height, loads=len(residuals),
-                    epilogue=epilogue_code(node.epilogue, "s_", loads))
+    helper = render("dot.c.j2", name=name, height=segment.height, place=f"{place.name}_t",
+                    loads=len(residuals), epilogue=epilogue_code(node.epilogue, "s_", loads))
     filters = ctx.graph.shape(core_inputs(node)[1])[0]
     fields = {
         "w": ctx.table("float", segment.panel),
         "bias": ctx.table("float", biases(node, ctx, filters)[segment.filters]),
-        "column": ctx.table("int32_t", offsets[segment.columns]), "start": ctx.table("int32_t", segment.starts),
+        "column": ctx.table("void", offsets[segment.columns].astype(place)),
+        "start": ctx.table("int32_t", segment.starts),
         "filter": ctx.table("int32_t", segment.filters), "blocks": segment.blocks,
         "in_row": x.strides[0] if node.op == "Conv" else x.shape[-1], "out_row": filters,
     }

@@ -7,7 +7,7 @@ from math import prod
 from typing import ClassVar
 
 from blockpunch.compiler.expressions import BINARY, UNARY, apply, number
-from blockpunch.compiler.kernels.base import Context, Kernel, Step, core_inputs, epilogue_code, in_sequence, operands
+from blockpunch.compiler.kernels.base import Context, Kernel, Step, core_inputs, epilogue_code, operands, together
 from blockpunch.compiler.kernels.loops import Operand, Statement, broadcast, loop_nest, margin_fill
 from blockpunch.compiler.layout import View, contiguous_strides
 from blockpunch.compiler.program import StepInfo
@@ -22,7 +22,8 @@ def finish(node: Node, kind: str, ctx: Context, parts: list[Part]) -> Step:
     margin = margin_fill(y, ctx.pointer(y))
     parts = [*parts, margin] if margin else parts
     reads = tuple(ctx.view(n).root for n in dict.fromkeys(node.inputs) if n in ctx.layout.views)
-    return Step(StepInfo(node.name, kind, node.path), sum(u for u, _ in parts), in_sequence(parts), reads, (y.root,))
+    units, body = together(parts)
+    return Step(StepInfo(node.name, kind, node.path), units, body, reads, (y.root,))
 
 
 def source(name: str, ctx: Context, shape: tuple[int, ...]) -> Operand:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from blockpunch.compiler.kernels.base import Context, Kernel, Step, in_sequence
+from blockpunch.compiler.kernels.base import Context, Kernel, Step, together
 from blockpunch.compiler.layout import View
 from blockpunch.compiler.program import StepInfo
 from blockpunch.graph.ir import Graph, Node
@@ -28,7 +28,8 @@ class Repack(Kernel):
             parts.append((n * c, _rows(x, y, py, columns, node.attrs["step"], ctx)))
         info = StepInfo(node.name, self.kind, node.path,
                         packing=f"{len(phases)} phases" if len(phases) > 1 else "planar")
-        return Step(info, n * c * len(parts), in_sequence(parts), (x.root,), (y.root,))
+        units, body = together(parts)
+        return Step(info, units, body, (x.root,), (y.root,))
 
 
 def _rows(x: View, y: View, py: int, columns: dict[int, int], step: tuple[int, int], ctx: Context) -> str:
