@@ -87,7 +87,8 @@ def publish(settings: Settings, root: Path) -> None:
            f"{2 * (machine.peak_gmacs or 0):.0f} GFLOP/s; medians of interleaved rounds in CPU time (two threads: "
            f"wall clock). {versions}. Error: our largest difference from ONNX Runtime, over the largest output.")
     pages = ["# The engine, measured\n\nWritten by `python benchmarks/engine.py publish`. A bold figure reaches the "
-             f"bar beside it. {how}\n"]
+             "bar beside it. Pruned is every layer but the first convolution and depthwise ones (`blockpunch prune "
+             f"--scheme block-punched --block 8x4 --only '*' --only LAST_LINEAR`). {how}\n"]
     for name, part in PARTS.items():
         rows = Rows(name, settings).all(part.keys(settings))
         if not rows:
