@@ -1,0 +1,62 @@
+"""Pruning on photos: in one shot by second-order errors, then distilled from the dense network."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from blockpunch.optimize.event import Event
+from blockpunch.optimize.photos import Photos, batches, split_photos
+from blockpunch.optimize.source import Source
+from blockpunch.plan import Plan
+
+ONE_SHOT_BATCH = 16
+
+
+@dataclass
+class Recovery:
+    """Prunes ``source`` by ``plan`` on ``photos``, and distils it for ``minutes`` (0: not at all). Needs torch."""
+
+    source: Source
+    plan: Plan
+    photos: Photos
+    minutes: float
+    batch: int
+    learning_rate: float | None
+    seed: int
+    show: Callable[[Event], None]
+
+    def run(self, path: Path, checkpoint: Path) -> str:
+        """Write the ONNX file ``path``; goes on from ``checkpoint`` where there is one. Returns what was done."""
+        import torch
+
+        from blockpunch.pruning.graph_module import GraphModule
+        from blockpunch.pruning.oneshot import prune_oneshot_
+        from blockpunch.pruning.recover import Recipe, Status, distill
+        from blockpunch.pruning.torch_prune import Pruner
+
+        student, text = GraphModule(self.source.graph), "Pruned in one shot by second-order errors"
+        teacher = copy.deepcopy(student)
+        pruner = Pruner(student, self.plan)
+        if not checkpoint.exists():
+            torch.manual_seed(self.seed)
+            fit, _ = split_photos(len(self.photos.pixels), self.photos.size)
+            pruner.take(prune_oneshot_(student, self.plan, self.photos.centres(fit, ONE_SHOT_BATCH),
+                                       progress=lambda done, total, name: self.show(
+                                           Event(f"one-shot: layer {done} of {total}", done, total))).masks)
+
+        def progress(status: Status) -> None:
+            self.show(Event(f"distil: step {status.step}, loss {status.loss:.3f}", status.seconds, self.minutes * 60))
+
+        if self.minutes > 0:
+            recipe = Recipe(epochs=100_000, minutes=self.minutes, optimizer="adam", seed=self.seed,
+                            lr=self.learning_rate, warmup_steps=10, as_used=True)
+            result = distill(pruner, teacher, batches(self.photos, self.batch), recipe=recipe, progress=progress,
+                             checkpoint=checkpoint, checkpoint_seconds=20.0)
+            text += f", then distilled from the dense network for {self.minutes:g} minutes ({result.steps} steps)"
+        pruner.finalize_()
+        self.source.write(student.constants(), path)
+        checkpoint.unlink(missing_ok=True)
+        return f"{text}, on {self.photos.source}."
