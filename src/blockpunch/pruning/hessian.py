@@ -37,7 +37,7 @@ def is_plain(layer: nn.Module) -> bool:
 
 def positions(layer: nn.Module, images: int) -> int:
     """Output positions of an image to look at, where there are ``images`` of them."""
-    columns = layer.weight[0].numel()
+    columns: int = layer.weight[0].numel()
     return min(POSITIONS, -(-SAMPLES * columns // max(1, images)))
 
 
