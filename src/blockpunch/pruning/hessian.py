@@ -37,8 +37,8 @@ def is_plain(layer: nn.Module) -> bool:
 
 def positions(layer: nn.Module, images: int) -> int:
     """Output positions of an image to look at, where there are ``images`` of them."""
-    columns: int = layer.weight[0].numel()
-    return min(POSITIONS, -(-SAMPLES * columns // max(1, images)))
+    columns = int(layer.weight[0].numel())
+    return int(min(POSITIONS, -(-SAMPLES * columns // max(1, images))))
 
 
 def input_columns(layer: nn.Module, x: torch.Tensor, generator: torch.Generator, most: int) -> torch.Tensor:
