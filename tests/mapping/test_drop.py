@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mapping_cases import fill
 
 from blockpunch.errors import DataError, PlanError
 from blockpunch.graph import load_graph
@@ -19,6 +18,7 @@ from blockpunch.mapping.exact import Exact
 from blockpunch.plan import LayerPlan, Plan
 from blockpunch.pruning.graph_module import GraphModule
 from blockpunch.schemes import Scheme
+from mapping_cases import fill
 
 
 @pytest.fixture

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mapping_cases import fill
 from PIL import Image
 from typer.testing import CliRunner
 
 from blockpunch.cli.app import app
 from blockpunch.mapping import LatencyTable, Network
 from blockpunch.pruning.layer_errors import LayerErrors
+from mapping_cases import fill
 
 run = CliRunner().invoke
 

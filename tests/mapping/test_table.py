@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mapping_cases import fill
 
 from blockpunch.errors import DataError
 from blockpunch.mapping import LatencyTable, Network
 from blockpunch.mapping.curves import between, doubt, falling
 from blockpunch.mapping.grid import DENSE
 from blockpunch.schemes import Scheme
+from mapping_cases import fill
 
 BLOCK = Scheme("block-punched", (8, 4))
 
