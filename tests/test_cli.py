@@ -256,7 +256,7 @@ def test_bad_usage_and_engines(small_onnx, small_bp, tmp_path):
     refused(call("bench", small_bp, "-e", "onnxruntime"), "onnxruntime reads .onnx files")
     refused(call("bench", tmp_path / "none.onnx"), "no such file")
     refused(call("report", tmp_path), "no finished job")
-    refused(call("optimize", small_onnx, "-o", tmp_path / "d", "--distill", tmp_path / "none"), "no such folder")
+    refused(call("optimize", small_onnx, "-o", tmp_path / "d", "--photos", tmp_path / "none"), "no such folder")
 
 
 def test_missing_package_is_named(small_onnx):
