@@ -149,11 +149,14 @@ class Job:
 
         if photos is None:
             return dict(self.work.stage("prune", self._key, ["pruned.onnx"], by_magnitude))
-        self._key = fingerprint(self._key, s.minutes, s.batch, s.learning_rate, s.seed, photos.facts())
         recovery = Recovery(self.source, plan, photos, s.minutes, s.batch, s.learning_rate, s.seed, self.show)
+        self._key = fingerprint(self._key, s.seed, photos.facts())
+        one_shot = self.work.file("one-shot.safetensors")
+        self.work.stage("prune", self._key, [one_shot.name], lambda: recovery.one_shot(one_shot))
+        self._key = fingerprint(self._key, s.minutes, s.batch, s.learning_rate)
         checkpoint = self.work.file(f"recover-{self._key[:12]}.safetensors")
         return dict(self.work.stage("recover", self._key, ["pruned.onnx"],
-                                    lambda: self._count(recovery.run(self.onnx, checkpoint))))
+                                    lambda: self._count(recovery.run(self.onnx, one_shot, checkpoint))))
 
     def _count(self, recovery: str) -> dict[str, Any]:
         """Weights of the prunable layers of what was written, those that are not zero, and how they were made."""

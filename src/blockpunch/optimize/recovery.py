@@ -28,24 +28,37 @@ class Recovery:
     seed: int
     show: Callable[[Event], None]
 
-    def run(self, path: Path, checkpoint: Path) -> str:
-        """Write the ONNX file ``path``; goes on from ``checkpoint`` where there is one. Returns what was done."""
+    def one_shot(self, path: Path) -> dict[str, int]:
+        """Prune in one shot, into the file ``path`` that :meth:`run` begins with. Returns how many layers changed."""
         import torch
 
+        from blockpunch.pruning import checkpoint
         from blockpunch.pruning.graph_module import GraphModule
         from blockpunch.pruning.oneshot import prune_oneshot_
+
+        torch.manual_seed(self.seed)
+        student = GraphModule(self.source.graph)
+        fit, _ = split_photos(len(self.photos.pixels), self.photos.size)
+        found = prune_oneshot_(student, self.plan, self.photos.centres(fit, ONE_SHOT_BATCH),
+                               progress=lambda done, total, name: self.show(
+                                   Event(f"one-shot: layer {done} of {total}", done, total)))
+        tensors = {f"model/{name}": tensor for name, tensor in student.state_dict().items()}
+        checkpoint.save(path, tensors | {f"mask/{name}": mask.byte() for name, mask in found.masks.items()}, {})
+        return {"layers": len(found.errors)}
+
+    def run(self, path: Path, one_shot: Path, checkpoint: Path) -> str:
+        """Write the ONNX file ``path``; goes on from ``checkpoint`` where there is one. Returns what was done."""
+        from blockpunch.pruning import checkpoint as files
+        from blockpunch.pruning.graph_module import GraphModule
         from blockpunch.pruning.recover import Recipe, Status, distill
         from blockpunch.pruning.torch_prune import Pruner
 
         student, text = GraphModule(self.source.graph), "Pruned in one shot by second-order errors"
         teacher = copy.deepcopy(student)
         pruner = Pruner(student, self.plan)
-        if not checkpoint.exists():
-            torch.manual_seed(self.seed)
-            fit, _ = split_photos(len(self.photos.pixels), self.photos.size)
-            pruner.take(prune_oneshot_(student, self.plan, self.photos.centres(fit, ONE_SHOT_BATCH),
-                                       progress=lambda done, total, name: self.show(
-                                           Event(f"one-shot: layer {done} of {total}", done, total))).masks)
+        tensors, _ = files.load(one_shot)
+        student.load_state_dict({name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model/")})
+        pruner.take({name[5:]: tensor.bool() for name, tensor in tensors.items() if name.startswith("mask/")})
 
         def progress(status: Status) -> None:
             self.show(Event(f"distil: step {status.step}, loss {status.loss:.3f}", status.seconds, self.minutes * 60))
