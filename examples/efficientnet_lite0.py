@@ -43,8 +43,8 @@ def photos_and_check(limit: int | None) -> tuple[Photos, Check]:
         return (Photos(calibration, PREPROCESS, SIZE, f"{len(calibration)} ImageNet training photos"),
                 Check(paths, PREPROCESS, labels, source="ImageNet validation photos"))
     samples = sample_photos()
-    crops = patches(samples[:-3], 512, 256, seed=1)
-    held_out = patches(samples[-3:], 200, SIZE, seed=2)
+    crops = patches(samples[:-3], min(512, limit or 512), 256, seed=1)
+    held_out = patches(samples[-3:], min(200, limit or 200), SIZE, seed=2)
     return (Photos(crops, PREPROCESS, SIZE, f"{len(crops)} crops of {len(samples) - 3} sample photos"),
             Check(held_out, PREPROCESS, source="crops of 3 other sample photos"))
 
@@ -53,9 +53,9 @@ def main() -> None:
     """Parse the options and run the job."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("demo"), help="folder for the results")
-    parser.add_argument("--speedup", type=float, default=1.35, help="times the speed of the dense network")
+    parser.add_argument("--speedup", type=float, default=1.25, help="times the speed of the dense network")
     parser.add_argument("--profile", type=float, default=90.0, help="seconds to measure latencies")
-    parser.add_argument("--minutes", type=float, default=1.5, help="time for distillation")
+    parser.add_argument("--minutes", type=float, default=4.0, help="time for distillation")
     parser.add_argument("--tune", type=float, default=10.0, help="seconds to measure schedules, for each build")
     parser.add_argument("--limit", type=int, help="use at most so many photos")
     options = parser.parse_args()

@@ -17,6 +17,7 @@ from torch import nn
 
 from blockpunch.errors import TrainingError
 from blockpunch.pruning import checkpoint as files
+from blockpunch.pruning.allocator import memory_kept
 from blockpunch.pruning.diagnosis import first_not_finite, refused
 from blockpunch.pruning.objectives import Objective
 from blockpunch.pruning.recipe import Recipe
@@ -81,8 +82,9 @@ class Run:
         if self.path is not None and self.path.exists():
             self._load(self.path)
         self.started = self.saved = time.monotonic()
-        while self.epoch < self.recipe.epochs and not self._out_of_time():
-            self._one_epoch()
+        with memory_kept():
+            while self.epoch < self.recipe.epochs and not self._out_of_time():
+                self._one_epoch()
         self.result.steps, self.result.seconds = self.step, self._seconds()
         self._save()
         self.model.eval()
