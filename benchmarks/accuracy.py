@@ -26,17 +26,16 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
 
-import blockpunch as bp
 from blockpunch.atomic import make_folder, write_text
 from blockpunch.data import cifar10
 from blockpunch.graph import load_graph
 from blockpunch.graph.summary import summarize
-from blockpunch.measure.bench import OURS, Entry, bench_entries
 from blockpunch.plan import Layer, Plan
 from blockpunch.pruning import Gradual, Pruner, Reweighted, module_layers, prune_oneshot_, rated
 from blockpunch.pruning.recover import Recipe, Status, fine_tune
 from cifar import accuracy, calibration_batches, dense_network, frozen_copy, training_batches
 from networks import export_module
+from timing import beside_peers
 
 SHARE = 0.4  # of the steps that a method prunes in; the rest is masked retraining
 MIXED = {"layer1.*": ("pattern", 2.25), "layer2.*": ("block-punched:4x1", 2.5), "layer3.*": ("block-punched:8x4", 2.5)}
@@ -65,7 +64,7 @@ class Row:
 
 
 ROWS = [
-    Row("resnet20", "mixed", 2.5, bar=0.5), Row("resnet20", "mixed", 2.5, "second-order", bar=0.5, epochs=6, lr=0.01),
+    Row("resnet20", "mixed", 2.5, bar=0.5), Row("resnet20", "mixed", 2.5, "second-order", bar=0.5, lr=0.03),
     Row("resnet20", "mixed", 2.5, "one-shot"), Row("resnet20", "mixed", 2.5, "fixed"),
     Row("resnet20", "mixed", 2.5, "gradual"),
     Row("resnet56", "block-punched:8x4", 3, bar=0.3), Row("resnet56", "block-punched:4x1", 5, bar=0.5),
@@ -127,8 +126,8 @@ def run(row: Row, seed: int, options: argparse.Namespace, say: Callable[[str], N
             say(f"{row.name} seed {seed}: step {status.step}/{status.steps} loss {status.loss:.3f} "
                 f"{status.seconds:.0f} s")
 
-    result = fine_tune(pruner, loader, teacher=teacher, features=imitated(model), feature_weight=5,
-                       recipe=Recipe(epochs=epochs, lr=row.lr, bfloat16=True, seed=seed),
+    result = fine_tune(pruner, loader, teacher=teacher, features=imitated(model), feature_weight=1,
+                       recipe=Recipe(epochs=epochs, lr=row.lr, minutes=options.minutes, bfloat16=True, seed=seed),
                        checkpoint=options.out / row.file(seed, "checkpoint"), progress=progress)
     report = pruner.finalize_()
     model, dense = model.cpu().to(memory_format=torch.contiguous_format), dense.cpu()
@@ -136,8 +135,8 @@ def run(row: Row, seed: int, options: argparse.Namespace, say: Callable[[str], N
     onnx = export_module(model, (1, 3, 32, 32), options.out / row.file(seed, "onnx"))
     layers = summarize(load_graph(onnx))
     macs, kept = sum(item.macs for item in layers), sum(item.kept_macs for item in layers)
-    return {**asdict(row), "epochs": epochs, "seed": seed, "dense": accuracy(dense, *test),
-            "pruned": accuracy(model, *test), "counted_rate": report.rate, "macs_rate": macs / kept,
+    return {**asdict(row), "epochs": round(result.steps / len(loader), 1), "seed": seed,
+            "dense": accuracy(dense, *test), "pruned": accuracy(model, *test), "counted_rate": report.rate, "macs_rate": macs / kept,
             "seconds": round(result.seconds), "device": device, "onnx": onnx.name,
             "images": len(loader) * loader.batch,
             "rates": {count.name: round(count.rate, 2) for count in report.layers}}
@@ -148,12 +147,7 @@ def time_it(facts: dict[str, Any], options: argparse.Namespace) -> dict[str, Any
     pruned, dense = options.out / facts["onnx"], options.out / f"{facts['network']}-dense.onnx"
     if not dense.exists():
         export_module(dense_network(facts["network"], options.weights), (1, 3, 32, 32), dense)
-    compiled = pruned.with_suffix(".bp")
-    bp.compile(pruned, tune_s=options.tune).save(compiled)
-    entries = [Entry("ours", OURS, compiled, pruned), *(Entry(name, name, dense) for name in options.engines)]
-    engines = bench_entries(facts["network"], entries, threads=1, seconds=options.seconds).engines
-    peer = min(options.engines, key=lambda name: engines[name].median_ms)
-    return {"ms": engines["ours"].median_ms, "peer": peer, "peer_ms": engines[peer].median_ms}
+    return beside_peers(pruned, dense, options.engines, seconds=options.seconds, tune=options.tune)
 
 
 def table(results: list[dict[str, Any]]) -> str:
@@ -185,6 +179,7 @@ def main() -> None:
     parser.add_argument("--rows", default="*", help="names of rows, as a glob")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--epochs", type=int, help="in place of each row's own")
+    parser.add_argument("--minutes", type=float, help="of retraining, where that is less than the epochs take")
     parser.add_argument("--images", type=int, help="train on the first so many images only")
     parser.add_argument("--threads", type=int, default=1, help="computing threads of the training")
     parser.add_argument("--engines", nargs="*", default=["onnxruntime", "openvino"], help="none: no timing")

@@ -1,11 +1,13 @@
 """One-shot pruning without training: accuracy of the dense network, by magnitude, and by second-order errors.
 
 Calibrated on training photos, measured on others; nothing is chosen on the test photos. Rows that are in the file of
-results already are not computed again. ResNet-50 needs the unpacked npm package (see ``keras_resnet50.py``).
+results already are not computed again. ResNet-50 needs the unpacked npm package (see ``keras_resnet50.py``). With
+``--keep`` the pruned networks are written as ONNX files, and ``--time`` compiles and times them beside dense peers.
 
     python benchmarks/oneshot.py resnet56 --cases block-punched:4x1@2 block-punched:8x4@1.6
     python benchmarks/oneshot.py resnet50 --weights package/ResNet50
     python benchmarks/oneshot.py mobilenet-v2 --only conv1x1 --minutes 20
+    python benchmarks/oneshot.py mobilenet-v2 --only conv1x1 --keep pruned --time
     python benchmarks/oneshot.py --table
 """
 
@@ -14,6 +16,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -29,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import detection
 import keras_resnet50
-from blockpunch.atomic import write_text
+from blockpunch.atomic import make_folder, write_text
 from blockpunch.data import Preprocess, cifar10, data_root, labelled_images, list_images, open_image, yolo_boxes
 from blockpunch.graph.onnx_import import from_onnx
 from blockpunch.plan import Plan
@@ -40,7 +43,8 @@ from blockpunch.pruning.dataset import crops, training_pixels
 from blockpunch.pruning.graph_module import GraphModule
 from blockpunch.pruning.oneshot import prune_oneshot_
 from blockpunch.pruning.recover import Recipe, distill
-from networks import build
+from networks import build, export_module
+from timing import beside_peers
 
 CASES = ("unstructured@2", "block-punched:4x1@1.6", "block-punched:8x4@1.4")
 METHODS = ("magnitude", "one-shot", "one-shot, rates spread")
@@ -137,11 +141,13 @@ TASKS = {"resnet20": cifar, "resnet56": cifar, "resnet50": imagenet, "efficientn
          "mobilenet-v2": imagenet, "yolox-nano": yolox}
 
 
-def measure(task: Task, name: str, method: str, scheme: str, rate: float, arguments: Any) -> dict[str, Any]:
+def measure(task: Task, key: dict[str, Any], arguments: Any) -> dict[str, Any]:
     """Prune a copy of the dense network and score it."""
+    method, scheme, rate = key["method"], key["scheme"], key["wanted"]
     model = copy.deepcopy(task.model).requires_grad_(False)
     layers = module_layers(model)
     plan = Plan.uniform(layers, scheme, rate, only=arguments.only)
+    wanted = plan.pruned()
     images = task.images(arguments.photos)
     start, used = time.perf_counter(), time.process_time()
     if method == "magnitude":
@@ -159,19 +165,42 @@ def measure(task: Task, name: str, method: str, scheme: str, rate: float, argume
         distill(pruner, task.model, task.crops(), recipe=Recipe(
             epochs=100_000, minutes=arguments.minutes, optimizer="adam", lr=arguments.lr, as_used=True))
         model.eval()
-    counts = [count for count in pruner.report().layers if plan.layers[count.name].prunes]
+    counts = [count for count in pruner.report().layers if count.name in wanted]
     return {"rate": sum(c.weights for c in counts) / sum(c.kept for c in counts), "score": task.score(model),
-            "minutes": minutes, "cpu_minutes": cpu}
+            "minutes": minutes, "cpu_minutes": cpu, **kept(model, task, key, arguments.keep)}
+
+
+def kept(model: nn.Module, task: Task, key: dict[str, Any], folder: Path | None) -> dict[str, str]:
+    """The names of the pruned and the dense network's ONNX files, written into ``folder`` (None: nothing)."""
+    if folder is None:
+        return {}
+    make_folder(folder)
+    shape = (1, *task.images(1)[0].shape[1:])
+    text = " ".join(str(key[name]) for name in ("network", "scheme", "wanted", "method", "photos", "distilled"))
+    dense, pruned = (folder / f"{re.sub('[^a-z0-9.]+', '-', name)}.onnx" for name in (f"{key['network']} dense", text))
+    if not dense.exists():
+        export_module(task.model, shape, dense)
+    export_module(model.to(memory_format=torch.contiguous_format), shape, pruned)
+    return {"dense_onnx": str(dense), "onnx": str(pruned)}
+
+
+def time_them(rows: list[dict[str, Any]], results: Path) -> None:
+    """Time the pruned networks that were kept, and are not timed yet."""
+    for row in rows:
+        if "onnx" in row and "ms" not in row and Path(row["onnx"]).exists():
+            row |= beside_peers(Path(row["onnx"]), Path(row["dense_onnx"]))
+            write_text(results, json.dumps(rows, indent=1))
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The results as Markdown."""
-    lines = ["| network | regularity | rate | photos | distilled | dense | method | pruned | change | minutes (CPU) |",
-             "|---|---|---|---|---|---|---|---|---|---|"]
+    lines = ["| network | regularity | rate | photos | distilled | dense | method | pruned | change | minutes (CPU) "
+             "| ms | best dense peer |", "|" + "---|" * 12]
     for r in sorted(rows, key=lambda r: (r["network"], r["scheme"], r["wanted"], r["distilled"], r["method"])):
+        timed = f"{r['ms']:.2f} | {r['peer']} {r['peer_ms']:.2f}" if "ms" in r else "|"
         lines.append(f"| {r['network']} | {r['scheme']} | {r['rate']:.2f} | {r['photos']} | {r['distilled']:g} min | "
                      f"{r['dense']:.2f} | {r['method']} | {r['score']:.2f} | {r['score'] - r['dense']:+.2f} | "
-                     f"{r['minutes']:.1f} ({r['cpu_minutes']:.1f}) |")
+                     f"{r['minutes']:.1f} ({r['cpu_minutes']:.1f}) | {timed} |")
     return "\n".join(lines)
 
 
@@ -189,6 +218,8 @@ def main() -> int:
     parser.add_argument("--weights", type=Path, default=Path("package/ResNet50"), help="of ResNet-50")
     parser.add_argument("--cifar", type=Path, default=Path("cifar-10-batches-py"))
     parser.add_argument("--results", type=Path, default=Path("out/oneshot.json"))
+    parser.add_argument("--keep", type=Path, help="folder for the pruned networks")
+    parser.add_argument("--time", action="store_true", help="time the networks that were kept")
     parser.add_argument("--table", action="store_true", help="only print what is there")
     arguments = parser.parse_args()
     arguments.root = data_root()
@@ -197,6 +228,8 @@ def main() -> int:
     rows = json.loads(arguments.results.read_text()) if arguments.results.exists() else []
     if arguments.network is not None and not arguments.table:
         run(arguments, rows)
+    if arguments.time:
+        time_them(rows, arguments.results)
     print(table(rows))
     return 0
 
@@ -216,8 +249,7 @@ def run(arguments: Any, rows: list[dict[str, Any]]) -> None:
     dense = known[0] if known else task.score(task.model)
     print(f"{name}: dense {dense:.2f}", flush=True)
     for key in missing:
-        rows.append(row := {**key, "dense": dense, **measure(task, name, key["method"], key["scheme"], key["wanted"],
-                                                              arguments)})
+        rows.append(row := {**key, "dense": dense, **measure(task, key, arguments)})
         write_text(arguments.results, json.dumps(rows, indent=1))
         print(table([row]).splitlines()[-1], flush=True)
 
