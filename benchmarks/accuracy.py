@@ -136,7 +136,8 @@ def run(row: Row, seed: int, options: argparse.Namespace, say: Callable[[str], N
     layers = summarize(load_graph(onnx))
     macs, kept = sum(item.macs for item in layers), sum(item.kept_macs for item in layers)
     return {**asdict(row), "epochs": round(result.steps / len(loader), 1), "seed": seed,
-            "dense": accuracy(dense, *test), "pruned": accuracy(model, *test), "counted_rate": report.rate, "macs_rate": macs / kept,
+            "dense": accuracy(dense, *test), "pruned": accuracy(model, *test),
+            "counted_rate": report.rate, "macs_rate": macs / kept,
             "seconds": round(result.seconds), "device": device, "onnx": onnx.name,
             "images": len(loader) * loader.batch,
             "rates": {count.name: round(count.rate, 2) for count in report.layers}}
