@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from blockpunch.compiler import StepInfo, compile_graph
 from blockpunch.compiler.lists import lists_of, runs_of, tap_sets
-from blockpunch.compiler.packing import heights, pack, row_orders, stored_columns, unpack
+from blockpunch.compiler.packing import heights, pack, pack_own, row_orders, stored_columns, unpack
 from blockpunch.target import Target
 
 
@@ -48,6 +48,20 @@ def test_pack_keeps_every_weight(weights: np.ndarray, height: int, seed: int) ->
         assert (s.panel != 0).any(axis=1).all(), "a stored column without a weight"
         for first, last in zip(s.starts[:-1], s.starts[1:], strict=True):
             assert (np.diff(s.columns[first:last]) > 0).all(), "columns of a block ascend"
+
+
+@settings(max_examples=100, deadline=None, derandomize=True, database=None)
+@given(matrices(), st.sampled_from((1, 2, 4, 8)))
+def test_lists_of_their_own_keep_every_weight(weights: np.ndarray, height: int) -> None:
+    segments = pack_own(weights, height)
+    np.testing.assert_array_equal(unpack(segments, weights.shape[1]), weights)
+    assert sorted(np.concatenate([s.filters for s in segments])) == list(range(len(weights)))
+    counts = np.count_nonzero(weights, axis=1)
+    for s in segments:
+        assert s.starts[-1] == len(s.columns) == len(s.panel) and s.columns.shape == s.panel.shape
+        longest = counts[s.filters].reshape(-1, s.height).max(axis=1)
+        np.testing.assert_array_equal(np.diff(s.starts), longest)
+        assert s.columns.min(initial=0) >= 0 and s.columns.max(initial=0) < weights.shape[1]
 
 
 @settings(max_examples=100, deadline=None, derandomize=True, database=None)

@@ -26,7 +26,8 @@ class Segment:
         height: P, filters per block.
         filters: [blocks * P] original filter of each row.
         starts: [blocks + 1] first column of each block in ``columns``.
-        columns: [total] surviving columns, block after block.
+        columns: [total] surviving columns, block after block; [total, P] where every filter has its own
+            (:func:`pack_own`).
         panel: [total, P] weights.
     """
 
@@ -109,6 +110,31 @@ def pack(weights: Floats, order: npt.NDArray[np.intp], height: int) -> list[Segm
     return segments
 
 
+def pack_own(weights: Floats, height: int) -> list[Segment]:
+    """Store ``weights`` [filters, columns] in blocks of ``height`` filters, each with its own list of columns.
+
+    Filters with nearly as many weights share a block. All lists of a block are as long as its longest: the others end
+    with zeros for the first column.
+    """
+    segments = []
+    counts = np.count_nonzero(weights, axis=1)
+    order = np.argsort(-counts, kind="stable")
+    start = 0
+    for p, rows in heights(len(weights), height):
+        rows_of = order[start:start + rows].reshape(-1, p)
+        start += rows
+        rows_of = rows_of[_spread(counts[rows_of].max(axis=1))]
+        starts = np.zeros(rows // p + 1, np.int32)
+        np.cumsum(counts[rows_of].max(axis=1), out=starts[1:])
+        columns, panel = np.zeros((starts[-1], p), np.int32), np.zeros((starts[-1], p), np.float32)
+        for index, row in enumerate(rows_of.ravel()):
+            kept, begin = np.flatnonzero(weights[row]), starts[index // p]
+            columns[begin:begin + len(kept), index % p] = kept
+            panel[begin:begin + len(kept), index % p] = weights[row, kept]
+        segments.append(Segment(p, rows_of.ravel().astype(np.int32), starts, columns, panel))
+    return segments
+
+
 def _spread(work: npt.NDArray[np.int_]) -> npt.NDArray[np.intp]:
     """An order in which any range of the blocks has about its share of the work: threads take ranges.
 
@@ -130,5 +156,5 @@ def unpack(segments: list[Segment], columns: int) -> Floats:
     for s in segments:
         block = np.repeat(np.arange(s.blocks), np.diff(s.starts))
         rows = s.filters.reshape(s.blocks, s.height)[block]
-        out[rows, s.columns[:, None]] = s.panel
+        np.add.at(out, (rows, s.columns if s.columns.ndim == 2 else s.columns[:, None]), s.panel)
     return out

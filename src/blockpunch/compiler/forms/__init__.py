@@ -6,8 +6,9 @@ from blockpunch.compiler.forms.base import Form
 from blockpunch.compiler.forms.filters import Filters
 from blockpunch.compiler.forms.patterns import Patterns
 from blockpunch.compiler.forms.pixels import Pixels
+from blockpunch.compiler.forms.rows import Rows
 from blockpunch.compiler.forms.winograd import Winograd
 
-FORMS: dict[str, Form] = {form.name: form for form in (Pixels(), Filters(), Patterns(), Winograd())}
+FORMS: dict[str, Form] = {form.name: form for form in (Pixels(), Rows(), Filters(), Patterns(), Winograd())}
 
 __all__ = ["FORMS", "Form"]

@@ -24,13 +24,17 @@ class BlockedForm(Form):
                ctx: Context) -> tuple[str, str, int]:
         """(function, its text, units per image and row block); adds to the ``fields`` of the layer's struct."""
 
+    def pack(self, layer: Layer, schedule: Schedule) -> list[Segment]:
+        """The weights in row blocks, columns in the order in which they are to be stored."""
+        return pack(layer.weights[:, columns_by_shift(layer)], schedule.order, schedule.choice.height)
+
     def emit(self, layer: Layer, schedule: Schedule, ctx: Context) -> Emitted:
         """One call per segment of equal block height."""
         parts, helpers = [], {"conv_layer": render("conv_layer.c.j2")}
-        order = columns_by_shift(layer)
-        segments = pack(layer.weights[:, order], schedule.order, schedule.choice.height)
+        offsets = column_offsets(layer)[columns_by_shift(layer)]
+        segments = self.pack(layer, schedule)
         for segment in segments:
-            fields = _fields(layer, segment, column_offsets(layer)[order], ctx)
+            fields = _fields(layer, segment, offsets, ctx)
             name, text, units = self.kernel(layer, segment, schedule.choice, fields, ctx)
             views = [layer.x, layer.y, *(ctx.view(other) for other in operands(layer.node))]
             parts.append((layer.x.shape[0] * units * segment.blocks, call(name, "conv_layer", fields, views, ctx)))
@@ -43,7 +47,7 @@ def _fields(layer: Layer, segment: Segment, offsets: Ints, ctx: Context) -> dict
     """Fields of the layer's struct that both forms need; ``offsets`` are those of the columns as they are stored."""
     y, residuals = layer.y, [ctx.view(name) for name in operands(layer.node)]
     assert y.plane
-    columns = np.concatenate([offsets[segment.columns], np.zeros(PREFETCH, np.int32)])
+    columns = np.concatenate([offsets[segment.columns].ravel(), np.zeros(PREFETCH, np.int32)])
     bias = biases(layer.node, ctx, y.shape[1])[segment.filters]
     return {
         "w": ctx.table("float", segment.panel), "bias": ctx.table("float", bias),

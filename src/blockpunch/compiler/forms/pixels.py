@@ -34,7 +34,8 @@ from blockpunch.compiler.program import Choice
 from blockpunch.target import Target
 
 HEIGHTS = (1, 2, 4, 6, 8, 12, 16)
-_STORE_CYCLES = 1.2
+STORE_CYCLES = 1.2
+"""To store one vector of a result."""
 _SHIFT_CYCLES = 45.0  # from the columns of one shift to those of the next
 
 
@@ -44,6 +45,8 @@ class Pixels(BlockedForm):
     name = "pixels"
     tile_unit = "vectors"
     needs_sides = False
+    own_columns = False
+    """Whether every filter of a block has its own list of columns."""
 
     def schedules(self, layer: Layer) -> list[Schedule]:
         """Every block height with tiles that fill the registers, and chunks of one tile, of a few, of the plane."""
@@ -56,7 +59,7 @@ class Pixels(BlockedForm):
             segments = list(stored_columns(nonzero[order.rows], order.height))
             vectors, _ = _whole_and_rest(layer, order.height)
             for tile in sorted({most, max(most - 1, 1), max(most * 2 // 3, 1)}, reverse=True):
-                for chunk in _chunks(tile, vectors, layer.threads):
+                for chunk in chunks_of(tile, vectors, layer.threads):
                     choice = Choice(self.name, order.height, tile, chunk, order.grouped)
                     found.append(Schedule(choice, order.rows, _cycles(segments, tile, chunk, layer)))
         return found
@@ -67,7 +70,7 @@ class Pixels(BlockedForm):
         plane, epilogue, width = layer.y.plane, layer.node.epilogue, layer.target.vector_floats
         assert plane
         height, shifts, masked = segment.height, layer.shifts, plane.zero_margin
-        vectors, rest = _whole_and_rest(layer, height)
+        vectors, rest = (layer.vectors, 0) if self.own_columns else _whole_and_rest(layer, height)
         chunks = -(-vectors // choice.chunk)
         mask = ctx.table("uint16_t", pixel_masks(plane, layer.rows, layer.vectors, width)) if masked else "0"
         fields |= {"mask": mask, "chunks": chunks, "chunk": choice.chunk, "vectors": vectors,
@@ -76,11 +79,12 @@ class Pixels(BlockedForm):
             fields |= {"stop": ctx.table("int32_t", _stops(layer, segment)),
                        "inside": ctx.table("uint16_t", _inside(layer))}
         last = _last_tile(vectors, choice.chunk, choice.tile)
-        name = (f"conv_{height}x{choice.tile}{f'_and{rest}of{last}' if rest else ''}"
-                f"{f'_shifts{len(shifts)}' if shifts else ''}{epilogue_name(epilogue)}{'_margin' if masked else ''}")
+        name = (f"conv{'_own' if self.own_columns else ''}_{height}x{choice.tile}"
+                f"{f'_and{rest}of{last}' if rest else ''}{f'_shifts{len(shifts)}' if shifts else ''}"
+                f"{epilogue_name(epilogue)}{'_margin' if masked else ''}")
         text = render("conv.c.j2", name=name, height=height, vectors=choice.tile, width=width, masked=masked,
                       loads=len(operands(layer.node)), prefetch=PREFETCH, by_lane=layer.target.isa == "neon",
-                      epilogue=kernel_epilogue(epilogue), shifts=len(shifts), rest=rest, last=last)
+                      own=self.own_columns, epilogue=kernel_epilogue(epilogue), shifts=len(shifts), rest=rest, last=last)
         return name, text, chunks
 
 
@@ -117,11 +121,11 @@ def _inside(layer: Layer) -> npt.NDArray[np.uint16]:
 def _tile_vectors(target: Target, height: int) -> int:
     """Most pixel vectors of a tile of ``height`` filters: accumulators, inputs and one weight are in registers."""
     if height == 1:
-        return min(8, (target.registers - 1) // 2)
+        return min(13, (target.registers - 1) // 2)
     return max((target.registers - 1) // (height + 1), 0)
 
 
-def _chunks(tile: int, vectors: int, threads: int) -> list[int]:
+def chunks_of(tile: int, vectors: int, threads: int) -> list[int]:
     """Chunks of one tile, of a few, of the whole plane; equal parts, so that no chunk is left with a stub."""
     counts = {-(-vectors // (tile * n)) for n in (1, 4, 16)} | {1}
     if threads > 1:
@@ -138,19 +142,19 @@ def _cycles(segments: list[tuple[int, Ints]], tile: int, chunk: int, layer: Laye
     shift_cycles = _SHIFT_CYCLES * max(len(layer.shifts) - 1, 0)
     for height, counts in segments:
         vectors, rest = _whole_and_rest(layer, height)
-        sizes = [(size, 0, times) for size, times in _tile_sizes(vectors, chunk, tile)]
+        sizes = [(size, 0, times) for size, times in tile_sizes(vectors, chunk, tile)]
         if rest:
             last = _last_tile(vectors, chunk, tile)
             sizes += [(last, 0, -1), (last, rest, 1)]
         for size, more, times in sizes:
             fmas, loads = height * size + more, load * size + BROADCAST_CYCLES * (height + (more + 1 if more else 0))
             per_column = column_cycles(fmas / FMA_PER_CYCLE, loads, FMA_LATENCY)
-            per_tile = TILE_CYCLES + shift_cycles + _STORE_CYCLES * height * (size + (more > 0))
+            per_tile = TILE_CYCLES + shift_cycles + STORE_CYCLES * height * (size + (more > 0))
             total += times * (float(counts.sum()) * per_column + len(counts) * per_tile)
     return total
 
 
-def _tile_sizes(vectors: int, chunk: int, tile: int) -> list[tuple[int, int]]:
+def tile_sizes(vectors: int, chunk: int, tile: int) -> list[tuple[int, int]]:
     """(vectors, how many tiles) over the plane, as the kernel splits its chunks."""
     sizes: dict[int, int] = {}
     for length, times in ((chunk, vectors // chunk), (vectors % chunk, 1)):
