@@ -1,7 +1,8 @@
 """Auto-tuning: every layer's schedules, measured inside the running network, where caches are as warm as they will be.
 
-Each round compiles the whole network with the next untried schedule of every layer, runs it, and takes the time of
-each step; after a few rounds each layer has its best. What was measured is appended to a store at once, keyed by the
+Each round compiles the whole network with the next untried schedule of every layer and runs it in turns with the
+network that the model would build, so that both meet the same moments of a busy machine; each step's ratio counts.
+After a few rounds each layer has its best. What was measured is appended to a store at once, keyed by the
 layer's shape and zeros, the CPU and the version of the kernels: tuning can be interrupted, resumes, and a second
 network with the same layers is tuned already.
 """
@@ -18,6 +19,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from blockpunch import compiler
 from blockpunch.artifact import Artifact
@@ -30,9 +32,10 @@ from blockpunch.runtime.session import Session
 from blockpunch.target import Target
 
 Progress = Callable[[str, float], None]
+Seconds = npt.NDArray[np.float64]
 _CANDIDATES = 12
 _MARGIN = 0.98  # a schedule replaces the model's choice when it is measured at least 2 % faster
-_RUNS, _RUN_S = 12, 1.0
+_RUNS, _RUN_S = 12, 1.5
 
 
 class Store:
@@ -86,17 +89,20 @@ class Tuner:
             raise TargetError(f"cannot tune for {self.target.name} here: this CPU lacks {', '.join(missing)}",
                               fix="tune on such a machine, or compile without tuning")
         program = compile_graph(self.graph, self.target, threads_hint=self.threads)
-        stop = time.monotonic() + seconds
-        for done in range(_CANDIDATES):
-            untried = self._untried(program)
-            if not untried or time.monotonic() > stop:
-                break
-            if progress:
-                progress(f"tuning {len(untried)} layers, round {done + 1}", done / _CANDIDATES)
-            trial = compile_graph(self.graph, self.target, threads_hint=self.threads,
-                                  choices=self._best(program) | untried)
-            for name, taken in self._measure(trial).items():
-                self.store.add(trial.options[name].key, trial.options[name].chosen, taken)
+        if not self._untried(program):
+            return self._best(program)
+        with self._session(program) as reference:
+            stop = time.monotonic() + seconds
+            for done in range(_CANDIDATES):
+                untried = self._untried(program)
+                if not untried or time.monotonic() > stop:
+                    break
+                if progress:
+                    progress(f"tuning {len(untried)} layers, round {done + 1}", done / _CANDIDATES)
+                trial = compile_graph(self.graph, self.target, threads_hint=self.threads,
+                                      choices=self._best(program) | untried)
+                with self._session(trial) as session:
+                    self._record(program, trial, *_in_turns(reference, session))
         return self._best(program)
 
     def _untried(self, program: Program) -> dict[str, Choice]:
@@ -105,7 +111,7 @@ class Tuner:
         given: set[tuple[str, Choice]] = set()
         for name, options in program.options.items():
             known = self.store.seconds.get(options.key, {})
-            for choice in options.choices[:_CANDIDATES]:
+            for choice in options.choices[1:_CANDIDATES]:
                 if choice not in known and (options.key, choice) not in given:
                     found[name] = choice
                     given.add((options.key, choice))
@@ -122,22 +128,39 @@ class Tuner:
                 best[name] = options.choices[0] if model and known[choice] > _MARGIN * model else choice
         return best
 
-    def _measure(self, program: Program) -> dict[str, float]:
-        """Node name -> least seconds of its step over a few runs."""
+    def _session(self, program: Program) -> Session:
+        """The program, built and ready to run."""
         sources = {**program.source, **toolchain.runtime_sources()}
         built = toolchain.find_compiler(self.target).build(sources, self.target)
-        artifact = Artifact.from_program(program, self.target, {}, built)
-        rng = np.random.default_rng(0)
-        inputs = [rng.standard_normal(shape, np.float32) for _, shape in program.inputs]
-        with Session(artifact, threads=self.threads) as session:
-            session.run(inputs)
-            times: list[list[float]] = []
-            stop = time.monotonic() + _RUN_S
-            while len(times) < _RUNS or (time.monotonic() < stop and len(times) < 10 * _RUNS):
-                times.append(session.run_profiled(inputs)[1])
-        least = np.min(times, axis=0)
-        return {step.name: float(t) for step, t in zip(program.steps, least, strict=True)
-                if step.name in program.options}
+        return Session(Artifact.from_program(program, self.target, {}, built), threads=self.threads)
+
+    def _record(self, program: Program, trial: Program, reference_s: Seconds, trial_s: Seconds) -> None:
+        """Add what a trial took, at the pace at which the model's choice was measured first."""
+        steps = {step.name: taken for step, taken in zip(program.steps, reference_s, strict=True)}
+        for step, taken in zip(trial.steps, trial_s, strict=True):
+            options = trial.options.get(step.name)
+            if options is None or step.name not in steps:
+                continue
+            known, model = self.store.seconds.get(options.key, {}), options.choices[0]
+            if model not in known:
+                self.store.add(options.key, model, float(steps[step.name]))
+            if options.chosen != model:
+                pace = self.store.seconds[options.key][model] / steps[step.name]
+                self.store.add(options.key, options.chosen, float(taken * pace))
+
+
+def _in_turns(first: Session, second: Session) -> tuple[Seconds, Seconds]:
+    """[steps] least seconds of each step of two sessions of one network, run alternately."""
+    rng = np.random.default_rng(0)
+    inputs = [rng.standard_normal(item.shape, np.float32) for item in first.inputs]
+    times: tuple[list[list[float]], list[list[float]]] = ([], [])
+    for session in (first, second):
+        session.run(inputs)
+    stop = time.monotonic() + _RUN_S
+    while len(times[0]) < _RUNS or (time.monotonic() < stop and len(times[0]) < 10 * _RUNS):
+        for session, taken in zip((first, second), times, strict=True):
+            taken.append(session.run_profiled(inputs)[1])
+    return np.min(times[0], axis=0), np.min(times[1], axis=0)
 
 
 def store_path(target: Target, threads: int) -> Path:

@@ -84,7 +84,8 @@ class Pixels(BlockedForm):
                 f"{epilogue_name(epilogue)}{'_margin' if masked else ''}")
         text = render("conv.c.j2", name=name, height=height, vectors=choice.tile, width=width, masked=masked,
                       loads=len(operands(layer.node)), prefetch=PREFETCH, by_lane=layer.target.isa == "neon",
-                      own=self.own_columns, epilogue=kernel_epilogue(epilogue), shifts=len(shifts), rest=rest, last=last)
+                      own=self.own_columns, epilogue=kernel_epilogue(epilogue), shifts=len(shifts), rest=rest,
+                      last=last)
         return name, text, chunks
 
 
