@@ -87,6 +87,22 @@ def test_what_changed_is_done_again(small_onnx, tmp_path, lines):
     assert "prune: kept from before" in lines and "compile: started" in lines
 
 
+def test_labels_without_an_output_are_refused_before_the_work(small_onnx, tmp_path, lines):
+    check = Check(np.zeros((2, 12, 12, 3), np.uint8), SMALL, np.array([0, 10**6]))
+    with pytest.raises(DataError, match="labels go from 0 to 1000000"):
+        job(OnnxSource(small_onnx), tmp_path / "out", lines, check=check).run()
+    assert lines == []
+
+
+def test_distillation_of_another_length_keeps_the_one_shot_pruning(small_onnx, tmp_path, lines):
+    pixels = training_pixels(photos(tmp_path / "photos"), 12)
+    for minutes in (0.0, 0.01):
+        lines.clear()
+        settings = Settings(rate=2.0, seconds=0.05, minutes=minutes, batch=4)
+        job(OnnxSource(small_onnx), tmp_path / "out", lines, settings, photos=Photos(pixels, SMALL, 12)).run()
+    assert {"prune: kept from before", "recover: started"} <= set(lines)
+
+
 def test_interrupted_job_goes_on(small_onnx, tmp_path, lines, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt

@@ -36,6 +36,19 @@ class Check:
         photo: Any = self.photos[index]
         return self.preprocess(photo) if isinstance(photo, Path) else self.preprocess.normalise(photo)
 
+    def fits(self, outputs: int) -> None:
+        """Nothing where every label is one of so many outputs.
+
+        Raises:
+            DataError: one is not.
+        """
+        if self.labels is None:
+            return
+        least, most = int(self.labels.min()) + self.offset, int(self.labels.max()) + self.offset
+        if least < 0 or most >= outputs:
+            raise DataError(f"labels go from {least} to {most}, the network has {outputs} outputs", where=self.source,
+                            fix="correct the labels, or their offset (--label-offset)")
+
     def facts(self) -> dict[str, Any]:
         """What tells this check from another one, as plain data."""
         names = [str(p) for p in self.photos] if not isinstance(self.photos, np.ndarray) else int(self.photos.sum())
@@ -86,10 +99,7 @@ def compare(dense: Session, pruned: Session, check: Check,
     agreement = float((answers[0] == answers[1]).mean())
     if check.labels is None:
         return Comparison(len(check), check.source, None, agreement, agreement)
-    wanted = check.labels + check.offset
-    if wanted.min() < 0 or wanted.max() >= outputs:
-        raise DataError(f"labels go from {wanted.min()} to {wanted.max()}, the network has {outputs} outputs",
-                        fix="correct the labels, or their offset")
-    right = answers == wanted
+    check.fits(outputs)
+    right = answers == check.labels + check.offset
     return Comparison(len(check), check.source, float(right[0].mean()), float(right[1].mean()), agreement,
                       int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum()))

@@ -102,6 +102,10 @@ class Job:
         self.target = Target.named(self.settings.target)
         if self.settings.minutes > 0 and self.photos is None:
             raise DataError("distillation needs photos", fix="give a folder of photos, or no minutes")
+        outputs = math.prod(self.source.graph.shape(self.source.graph.outputs[0]))
+        for images in (self.check, self.held_out):  # now, and not when all the work is done
+            if images is not None:
+                images.fits(outputs)
         plan = self._plan()
         weights = self._prune(plan)
         self._compile()
