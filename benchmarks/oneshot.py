@@ -167,7 +167,7 @@ def measure(task: Task, key: dict[str, Any], arguments: Any) -> dict[str, Any]:
         model.eval()
     counts = [count for count in pruner.report().layers if count.name in wanted]
     return {"rate": sum(c.weights for c in counts) / sum(c.kept for c in counts), "score": task.score(model),
-            "minutes": minutes, "cpu_minutes": cpu, **kept(model, task, key, arguments.keep)}
+            "minutes": minutes, "cpu_minutes": cpu, "lr": arguments.lr, **kept(model, task, key, arguments.keep)}
 
 
 def kept(model: nn.Module, task: Task, key: dict[str, Any], folder: Path | None) -> dict[str, str]:
@@ -212,7 +212,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="*", default=(), help="layers to prune, as for blockpunch prune")
     parser.add_argument("--photos", type=int, default=500)
     parser.add_argument("--minutes", type=float, default=0.0, help="of distillation afterwards")
-    parser.add_argument("--lr", type=float, default=1e-4, help="of the distillation")
+    parser.add_argument("--lr", type=float, default=6e-5, help="of the distillation")
     parser.add_argument("--test", type=int, help="photos to measure on (default: all)")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--weights", type=Path, default=Path("package/ResNet50"), help="of ResNet-50")
