@@ -101,12 +101,12 @@ def _worth_while(cells: Mapping[Cell, float], dense: float) -> dict[Cell, float]
 
 
 def _cells(item: Item, table: LatencyTable) -> dict[Cell, float]:
-    """All cells of the grid that the table knows something about, and their seconds."""
+    """All cells of the grid that the table knows well enough, and their seconds."""
     found: dict[Cell, float] = {}
     for scheme in schemes_for(item.layers[0]):
         for rate in rates_for(scheme, item.layers[0]):
             estimate = table.estimate(item.key, scheme, rate)
-            if estimate is not None:
+            if estimate is not None and table.sure(item.key, scheme, rate):
                 found[scheme, rate] = estimate[0]
     return found
 
@@ -121,11 +121,12 @@ def options(item: Item, table: LatencyTable, errors: Errors, importance: Mapping
         return found
     tables = [errors.get(layer.name, {}) for layer in item.layers]
     for text, rate in tables[0]:
-        estimate = table.estimate(item.key, Scheme.parse(text), rate)
+        scheme = Scheme.parse(text)
+        estimate = table.estimate(item.key, scheme, rate) if table.sure(item.key, scheme, rate) else None
         if rate > 1 and estimate is not None and all((text, rate) in known for known in tables):
             cost = sum(importance.get(layer.name, 1.0) * known[text, rate]
                        for layer, known in zip(item.layers, tables, strict=True))
-            found.append(Option(Scheme.parse(text), rate, estimate[0], cost, estimate[1]))
+            found.append(Option(scheme, rate, estimate[0], cost, estimate[1]))
     return found
 
 

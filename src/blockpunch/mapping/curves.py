@@ -31,13 +31,21 @@ def falling(values: Sequence[float], weights: Sequence[float]) -> list[float]:
 def between(curve: Curve, rate: float) -> float:
     """Seconds at a rate that was not measured, linear in 1/rate, as work is.
 
-    Beyond the highest rate they stay.
+    Beyond the highest rate they stay. Dense layers run in other forms than pruned ones: below the lowest rate that was
+    measured the pruned forms' own line counts where it is slower, up to the dense layer's time.
     """
     rates = list(curve)
     at = bisect.bisect_left(rates, rate)
     if at == len(rates):
         return curve[rates[-1]]
-    low, high = rates[at - 1], rates[at]
+    found = _line(curve, rates[at - 1], rates[at], rate)
+    if at == 1 and len(rates) > 2:
+        found = max(found, min(curve[rates[0]], _line(curve, rates[1], rates[2], rate)))
+    return found
+
+
+def _line(curve: Curve, low: float, high: float, rate: float) -> float:
+    """On the line in 1/rate through two rates of the curve."""
     return curve[low] + (curve[high] - curve[low]) * (1 / low - 1 / rate) / (1 / low - 1 / high)
 
 

@@ -26,7 +26,7 @@ from blockpunch.errors import TargetError
 from blockpunch.mapping.curves import between, doubt
 from blockpunch.mapping.grid import COARSE, DENSE, rates_for, schemes_for
 from blockpunch.mapping.network import Cell, Item, Network
-from blockpunch.mapping.table import LatencyTable
+from blockpunch.mapping.table import DOUBT, LatencyTable
 from blockpunch.measure.engines.base import random_inputs
 from blockpunch.measure.pinning import pinned
 from blockpunch.runtime.session import Session
@@ -34,14 +34,13 @@ from blockpunch.runtime.session import Session
 Progress = Callable[[str, float, float], None]
 """Called with a line of text, the rounds done, and how many there will be as far as is known."""
 
-DOUBT = 0.08
-"""A cell is measured where its interpolated time may be off by more than this part of it, ..."""
 NEGLIGIBLE = 1e-3
-"""... unless the difference, in all items of its shape, is less than this part of the network's time."""
+"""A cell in doubt is left out where the difference, in all items of its shape, is less than this part of the
+network's time."""
 WHOLE = ("filter", "channel")
 """Regularities that take whole channels away: neighbours do not get them in the same round."""
 TRIES = 6
-"""Rounds after which a cell is stored although neighbours have made its layer smaller."""
+"""Rounds after which a cell that is not known yet is stored although neighbours have made its layer smaller."""
 TURNS = 3
 TURN_S, LEAST_RUNS = 0.12, 4
 
@@ -145,12 +144,14 @@ def _queues(network: Network, table: LatencyTable) -> list[_Queue]:
 
 def _hand_out(network: Network, queues: list[_Queue], table: LatencyTable,
               rng: np.random.Generator) -> dict[str, Cell]:
-    """Step -> cell of the next round, in random order, so that no round prunes all layers alike.
+    """Step -> cell of the next round, schemes in random order, so that no round prunes all layers alike.
 
+    Low rates come first: they are what most plans are made of, where there is no time to measure everything.
     An item with nothing left repeats a cell that leaves its neighbours alone: the table holds medians.
     """
     by_key = {queue.items[0].key: queue for queue in queues}
-    missing = {key: [queue.missing[i] for i in rng.permutation(len(queue.missing))] for key, queue in by_key.items()}
+    missing = {key: sorted((queue.missing[i] for i in rng.permutation(len(queue.missing))), key=lambda cell: cell[1])
+               for key, queue in by_key.items()}
     given: dict[str, Cell] = {}
     whole_before = False
     for item in network.items:
@@ -182,7 +183,8 @@ def _round(network: Network, table: LatencyTable, cells: Mapping[str, Cell], den
     for item in network.items:
         cell = cells[item.step]
         tries[item.key, cell] += 1
-        if macs[item.step] >= 0.99 * network.kept_macs(item, graph) or tries[item.key, cell] >= TRIES:
+        whole = macs[item.step] >= 0.99 * network.kept_macs(item, graph)
+        if whole or (tries[item.key, cell] >= TRIES and cell not in table.cells(item.key)):
             found[item.step] = (item.key, cell, trial.get(item.step, 0.0))
     steps = {item.step for item in network.items}
     rest = sum(seconds for name, seconds in trial.items() if name not in steps)

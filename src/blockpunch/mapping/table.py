@@ -18,7 +18,7 @@ import numpy as np
 
 from blockpunch.atomic import make_folder, output_error
 from blockpunch.errors import DataError
-from blockpunch.mapping.curves import Curve, between, falling
+from blockpunch.mapping.curves import Curve, between, doubt, falling
 from blockpunch.mapping.grid import DENSE
 from blockpunch.mapping.network import Cell, Item, Network
 from blockpunch.measure.machine import cpu_name
@@ -27,7 +27,7 @@ from blockpunch.target import Target
 from blockpunch.tuning import kernel_version, store_path
 
 FORMAT = "blockpunch-latency-table"
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,10 @@ class Prediction:
     items: dict[str, float]
     rest: float
     interpolated: tuple[str, ...]
+
+
+DOUBT = 0.08
+"""Interpolated seconds may be off by this part of them; where it may be more, they are to be measured."""
 
 
 class LatencyTable:
@@ -148,6 +152,14 @@ class LatencyTable:
             return curve[rate], True
         return between(curve, rate), False
 
+    def sure(self, key: str, scheme: Scheme, rate: float) -> bool:
+        """Whether a cell is known well enough to be chosen: measured, or between measurements that leave no doubt.
+
+        A mapper looks for the best of many cells: among guesses it would find those that are most wrong.
+        """
+        curve = self.curve(key, scheme)
+        return rate in curve or (bool(curve) and doubt(curve, rate) <= DOUBT * between(curve, rate))
+
     def curve(self, key: str, scheme: Scheme) -> Curve:
         """Rate -> measured seconds under a scheme, rate 1 being the dense layer; empty if the scheme has none.
 
@@ -205,11 +217,11 @@ class LatencyTable:
             text = self.path.read_text(encoding="utf-8")
             head, *lines = text.split("\n")
             header = json.loads(head)
-            if header["format"] != FORMAT or header["version"] != VERSION:
+            if header["format"] != FORMAT:
                 raise ValueError
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError("is not a latency table", where=str(self.path), fix="name another file") from error
-        words = {"cpu": "on another CPU", "target": "for another target", "kernels": "with other kernels",
+        words = {"version": "by another version of blockpunch", "cpu": "on another CPU", "target": "for another target", "kernels": "with other kernels",
                  "threads": "with another number of threads"}
         for field, word in words.items():
             if header.get(field) != self.header[field]:
@@ -240,4 +252,4 @@ class LatencyTable:
 def table_path(target: Target, threads: int) -> Path:
     """The table for this CPU, these kernels and so many threads, in the user's cache folder."""
     schedules = store_path(target, threads)
-    return schedules.parent.parent / "latencies" / schedules.name
+    return schedules.parent.parent / "latencies" / f"{schedules.stem}-{VERSION}.jsonl"
