@@ -41,7 +41,8 @@ def test_a_torn_line_is_passed_over_and_the_next_one_is_whole(tmp_path: Path, ne
 
 
 @pytest.mark.parametrize("field, value, word", [("cpu", "Z80", "another CPU"), ("kernels", "0", "other kernels"),
-                                                ("threads", 7, "number of threads"), ("target", "x", "target")])
+                                                ("threads", 7, "number of threads"), ("target", "x", "target"),
+                                                ("version", 1, "another version")])
 def test_tables_of_other_devices_and_kernels_are_refused(tmp_path: Path, network: Network, field: str, value: object,
                                                          word: str) -> None:
     path = tmp_path / "t.jsonl"
@@ -70,6 +71,21 @@ def test_between_measured_rates_seconds_go_with_the_weights_kept() -> None:
     assert between(curve, 4.0) == pytest.approx(2.5)
     assert between(curve, 20.0) == 1.25
     assert between({1.0: 3.0, 4.0: 3.0}, 2.0) == 3.0
+
+
+def test_below_the_lowest_measured_rate_dense_forms_promise_nothing() -> None:
+    """At rate 2 the layer runs no faster than dense: nor does it at a lower rate, whatever higher rates bring."""
+    assert between({1.0: 8.0, 2.0: 8.0, 6.0: 4.0}, 1.5) == 8.0
+    assert between({1.0: 8.0, 2.0: 5.0, 6.0: 1.0}, 1.5) == pytest.approx(5 + 4 * (1 / 1.5 - 1 / 2) / (1 / 2 - 1 / 6))
+
+
+def test_cells_between_far_measurements_are_not_offered(tmp_path: Path, network: Network) -> None:
+    made, item, scheme = LatencyTable(tmp_path / "t.jsonl", network.target), network.items[1], Scheme("filter")
+    for rate, seconds in ((1.0, 9.0), (24.0, 0.4)):
+        made.add(network, {item.step: (item.key, (scheme if rate > 1 else DENSE, rate), seconds)}, 0.5, [20.0])
+    assert made.estimate(item.key, scheme, 3.0) == (pytest.approx(0.4 + 8.6 * (1 / 3 - 1 / 24) / (1 - 1 / 24)), False)
+    assert [rate for rate in (1.5, 3.0, 12.0, 24.0) if made.sure(item.key, scheme, rate)] == [24.0]
+    assert not made.sure(item.key, BLOCK, 2.0)
 
 
 def test_doubt_is_small_only_where_measured_rates_bear_the_interpolation_out() -> None:

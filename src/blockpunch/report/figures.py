@@ -139,11 +139,14 @@ def frontier_curve(mapping: MappingFacts) -> str:
     plt = _pyplot()
     with plt.rc_context(_STYLE):
         figure, axes = plt.subplots(figsize=(6, 3.8), layout="constrained")
-        axes.plot(*zip(*mapping.frontier, strict=True), color=KEPT, linewidth=1.8, zorder=2)
-        positive = [cost for _, cost in mapping.frontier if cost > 0]
-        if positive:
-            axes.set_yscale("symlog", linthresh=max(min(positive), max(positive) / 1e4))
-            axes.set_ylim(bottom=0)
+        most = max(cost for _, cost in mapping.frontier)
+        shown = [(ms, cost) for ms, cost in mapping.frontier if cost > most / 1e4] or mapping.frontier
+        axes.plot(*zip(*shown, strict=True), color=KEPT, linewidth=1.8, zorder=2)
+        axes.axvline(mapping.dense_ms, color=BEFORE, linewidth=1.2, zorder=1)
+        axes.annotate("dense", (mapping.dense_ms, 0.97), xycoords=("data", "axes fraction"), xytext=(-4, 0),
+                      textcoords="offset points", ha="right", va="top", color=MUTED)
+        if most > 0:
+            axes.set_yscale("log")
         for ms, cost, points, _ in mapping.trials:
             axes.scatter([ms], [cost], s=26, color="#fff", edgecolors=INK, zorder=3)
             axes.annotate(f"−{points:.1f}" if points > 0 else f"+{-points:.1f}", (ms, cost), fontsize=8.5,
@@ -155,7 +158,7 @@ def frontier_curve(mapping: MappingFacts) -> str:
         axes.set_xlabel("predicted ms")
         axes.set_ylabel("cost: what the answer feels of the errors")
         axes.grid(color=GRID, linewidth=0.8)
-        axes.tick_params(length=0)
+        axes.tick_params(length=0, which="both")
         return _svg(plt, figure)
 
 
