@@ -103,6 +103,16 @@ def test_distillation_of_another_length_keeps_the_one_shot_pruning(small_onnx, t
     assert {"prune: kept from before", "recover: started"} <= set(lines)
 
 
+def test_distillation_that_does_harm_is_undone(small_onnx, tmp_path, lines):
+    pixels, written = training_pixels(photos(tmp_path / "photos", 12), 12), []
+    for name, minutes in (("one", 0.0), ("harmed", 0.01)):
+        settings = Settings(rate=2.0, seconds=0.05, minutes=minutes, batch=4, learning_rate=0.3)
+        facts = job(OnnxSource(small_onnx), tmp_path / name, lines, settings, photos=Photos(pixels, SMALL, 12)).run()
+        written.append(onnx.load(tmp_path / name / "pruned.onnx").graph.initializer)
+    assert "were undone" in facts.recovery
+    assert all(a == b for a, b in zip(*written, strict=True))
+
+
 def test_interrupted_job_goes_on(small_onnx, tmp_path, lines, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt

@@ -221,7 +221,8 @@ class LatencyTable:
                 raise ValueError
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError("is not a latency table", where=str(self.path), fix="name another file") from error
-        words = {"version": "by another version of blockpunch", "cpu": "on another CPU", "target": "for another target", "kernels": "with other kernels",
+        words = {"version": "by another version of blockpunch", "cpu": "on another CPU",
+                 "target": "for another target", "kernels": "with other kernels",
                  "threads": "with another number of threads"}
         for field, word in words.items():
             if header.get(field) != self.header[field]:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+
+from blockpunch.data import spread
 from blockpunch.optimize.event import Event
 from blockpunch.optimize.photos import Photos, batches, split_photos
 from blockpunch.optimize.source import Source
 from blockpunch.plan import Plan
 
 ONE_SHOT_BATCH = 16
+WATCHED = 128
+"""Photos at most that nothing is fitted to: they tell whether distillation helped, or learned its photos by heart."""
 
 
 @dataclass
@@ -64,12 +70,34 @@ class Recovery:
             self.show(Event(f"distil: step {status.step}, loss {status.loss:.3f}", status.seconds, self.minutes * 60))
 
         if self.minutes > 0:
+            _, rest = split_photos(len(self.photos.pixels), self.photos.size)
+            watched = spread(rest, WATCHED)
+            begun, before = copy.deepcopy(student.state_dict()), self._distance(student, teacher, watched)
+            seen = replace(self.photos, pixels=np.delete(self.photos.pixels, np.asarray(watched, np.int64), axis=0))
             recipe = Recipe(epochs=100_000, minutes=self.minutes, optimizer="adam", seed=self.seed,
                             lr=self.learning_rate, warmup_steps=10, as_used=True)
-            result = distill(pruner, teacher, batches(self.photos, self.batch), recipe=recipe, progress=progress,
+            result = distill(pruner, teacher, batches(seen, self.batch), recipe=recipe, progress=progress,
                              checkpoint=checkpoint, checkpoint_seconds=20.0)
-            text += f", then distilled from the dense network for {self.minutes:g} minutes ({result.steps} steps)"
+            if self._distance(student, teacher, watched) <= before:
+                text += f", then distilled from the dense network for {self.minutes:g} minutes ({result.steps} steps)"
+            else:
+                student.load_state_dict(begun)
+                text += (f"; {result.steps} steps of distillation brought it no nearer to the dense network on "
+                         f"{len(watched)} other photos, and were undone")
         pruner.finalize_()
         self.source.write(student.constants(), path)
         checkpoint.unlink(missing_ok=True)
         return f"{text}, on {self.photos.source}."
+
+    def _distance(self, student: Any, teacher: Any, numbers: Sequence[int]) -> float:
+        """How far the answers are from the teacher's on some photos, 0 without any."""
+        import torch
+
+        from blockpunch.pruning.objectives import output_loss, tensors
+
+        found = 0.0
+        with torch.no_grad():
+            for images in self.photos.centres(numbers, ONE_SHOT_BATCH) if numbers else ():
+                pairs = zip(tensors(student.eval()(images)), tensors(teacher.eval()(images)), strict=True)
+                found += len(images) * sum(float(output_loss(mine, target, 1.0)) for mine, target in pairs)
+        return found
