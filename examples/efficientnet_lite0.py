@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 with its trained weights: map, prune, distil, compile, measure, report. What ``make demo`` runs.
+"""EfficientNet-Lite0 with its trained weights: map, prune, compile, measure, report. What ``make demo`` runs.
 
 Photos come from the data folder (``BLOCKPUNCH_DATA`` or ``../shared/data``) where there is one; then the result has a
 real top-1 accuracy, dense beside pruned. Elsewhere the sample photos of the package scikit-image stand in, and the
@@ -35,7 +35,7 @@ def network() -> torch.nn.Module:
 
 
 def photos_and_check(limit: int | None) -> tuple[Photos, Check]:
-    """What to distil on, and what to compare on; never the same photos."""
+    """What to prune on, and what to compare on; never the same photos."""
     root = data_root()
     if root is not None and (root / "imagenet_calib").is_dir() and (root / "imagenet_val").is_dir():
         calibration = training_pixels(list_images(root / "imagenet_calib", limit=limit), SIZE)
@@ -55,7 +55,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("demo"), help="folder for the results")
     parser.add_argument("--speedup", type=float, default=1.25, help="times the speed of the dense network")
     parser.add_argument("--profile", type=float, default=90.0, help="seconds to measure latencies")
-    parser.add_argument("--minutes", type=float, default=4.0, help="time for distillation")
+    parser.add_argument("--minutes", type=float, default=0.0,
+                        help="time for distillation; on a thousand photos it gains nothing at small speed-ups")
     parser.add_argument("--tune", type=float, default=10.0, help="seconds to measure schedules, for each build")
     parser.add_argument("--limit", type=int, help="use at most so many photos")
     options = parser.parse_args()
