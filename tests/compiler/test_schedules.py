@@ -5,7 +5,7 @@ from __future__ import annotations
 import conv_cases
 import numpy as np
 import pytest
-from harness import check
+from harness import Bundle, check
 
 from blockpunch.compiler import Choice, compile_graph, schedule
 from blockpunch.compiler.forms import FORMS
@@ -37,3 +37,16 @@ def _unlike(choices: tuple[Choice, ...], seen: set[Choice], seed: int) -> Choice
     kernels = [(c.form, c.height) for c in seen]
     order = np.random.default_rng(seed).permutation(len(choices))
     return min((choices[i] for i in order), key=lambda c: kernels.count((c.form, c.height)))
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_maps_beyond_the_cache_are_fetched_ahead(stride: int) -> None:
+    target = Target.named("x86-64-v3")
+    if not target.runs_here()[0]:
+        pytest.skip("not on this CPU")
+    b = Bundle(5)
+    x = b.value(1, 16, 73, 91)
+    keep = np.repeat(b.rng.random((16, 16, 3, 3)) < 0.2, 8, axis=0)
+    b.output(b.conv(x, b.weights(128, 16, 3, 3, keep=keep), pads=(1, 1, 1, 1), stride=(stride, stride)))
+    program = check(b, target, flags=("-O1",))
+    assert "L->in_plane + L->reach" in program.source["model.c"]

@@ -36,6 +36,7 @@ from blockpunch.target import Target
 HEIGHTS = (1, 2, 4, 6, 8, 12, 16)
 STORE_CYCLES = 1.2
 """To store one vector of a result."""
+_LOADS_PER_FETCH = 8  # fewer, and fetching a line costs as much as it saves
 _SHIFT_CYCLES = 45.0  # from the columns of one shift to those of the next
 
 
@@ -78,13 +79,17 @@ class Pixels(BlockedForm):
         if shifts:
             fields |= {"stop": ctx.table("int32_t", _stops(layer, segment)),
                        "inside": ctx.table("uint16_t", _inside(layer))}
+        far = chunks > 1 and not self.own_columns and _worth_fetching(layer, segment)
+        if far:
+            fields |= {"channels": layer.channels, "in_plane": layer.x.strides[1],
+                       "reach": max(dy * layer.x.strides[2] + dx for _, dy, dx in layer.node.attrs["taps"])}
         last = _last_tile(vectors, choice.chunk, choice.tile)
         name = (f"conv{'_own' if self.own_columns else ''}_{height}x{choice.tile}"
                 f"{f'_and{rest}of{last}' if rest else ''}{f'_shifts{len(shifts)}' if shifts else ''}"
-                f"{epilogue_name(epilogue)}{'_margin' if masked else ''}")
+                f"{epilogue_name(epilogue)}{'_margin' if masked else ''}{'_far' if far else ''}")
         text = render("conv.c.j2", name=name, height=height, vectors=choice.tile, width=width, masked=masked,
                       loads=len(operands(layer.node)), prefetch=PREFETCH, by_lane=layer.target.isa == "neon",
-                      own=self.own_columns, epilogue=kernel_epilogue(epilogue), shifts=len(shifts), rest=rest,
+                      own=self.own_columns, far=far, epilogue=kernel_epilogue(epilogue), shifts=len(shifts), rest=rest,
                       last=last)
         return name, text, chunks
 
@@ -99,6 +104,15 @@ def _whole_and_rest(layer: Layer, height: int) -> tuple[int, int]:
     if rest and whole and height in (4, 8, 16) and height <= layer.target.vector_floats and 2 * rest <= height:
         return whole, rest
     return layer.vectors, 0
+
+
+def _worth_fetching(layer: Layer, segment: Segment) -> bool:
+    """Whether the next chunk's input is fetched into the second-level cache while this chunk is computed.
+
+    It pays where the input lies beyond that cache and every line, once fetched, is loaded many times.
+    """
+    beyond = layer.channels * layer.x.strides[1] * 4 > layer.target.l2_bytes
+    return beyond and len(segment.columns) >= _LOADS_PER_FETCH * layer.channels
 
 
 def _stops(layer: Layer, segment: Segment) -> Ints:
