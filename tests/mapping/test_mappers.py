@@ -11,7 +11,7 @@ from blockpunch.errors import DataError, PlanError
 from blockpunch.mapping import Goal, LatencyTable, Network
 from blockpunch.mapping.choices import contenders, options
 from blockpunch.mapping.exact import map_exact
-from blockpunch.mapping.grid import refines, schemes_for
+from blockpunch.mapping.grid import DENSE, refines, schemes_for
 from blockpunch.mapping.network import Cell, Item
 from blockpunch.mapping.rules import map_rules
 from blockpunch.plan import Plan
@@ -121,3 +121,11 @@ def test_rates_that_hardly_save_time_are_no_contenders(tmp_path: Path, network: 
 
     cells = contenders(network, fill(LatencyTable(tmp_path / "flat.jsonl", network.target), network, flat))["second"]
     assert cells and max(rate for _, rate in cells) == 4.0
+
+
+def test_a_table_that_knows_too_little_asks_for_more_measurements(tmp_path: Path, network: Network) -> None:
+    table = LatencyTable(tmp_path / "t.jsonl", network.target)
+    cells = {item.step: (item.key, (DENSE, 1.0), 1.0) for item in network.items}
+    table.add(network, cells, 0.1, [1.0] * len(network.items))
+    with pytest.raises(DataError, match="no layer is known to run faster.*--profile-seconds"):
+        map_exact(network, table, {}, Goal(speedup=1.2))

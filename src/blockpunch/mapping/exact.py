@@ -12,7 +12,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from blockpunch.errors import DataError
-from blockpunch.mapping.choices import Errors, Mapped, Option, nearest_alternatives, options, write_plan
+from blockpunch.mapping.choices import (
+    Errors,
+    Mapped,
+    Option,
+    contenders,
+    nearest_alternatives,
+    options,
+    write_plan,
+)
 from blockpunch.mapping.coupling import predict
 from blockpunch.mapping.goal import Goal, unreachable
 from blockpunch.mapping.network import Network
@@ -69,6 +77,9 @@ class Exact:
         dense = table.predict(network, {})
         offered = [options(item, table, errors, importance) for item in network.items]
         if all(len(choices) == 1 for choices in offered):
+            if not any(contenders(network, table).values()):
+                raise DataError("no layer is known to run faster under any scheme", where=str(table.path),
+                                fix=f"let more be measured (--profile-seconds, or {table.advice})")
             raise DataError("no errors for any layer of this network", where=network.graph.name,
                             fix="compute them on photos of this model (--photos)")
         best = frontier([[(option.seconds, option.cost) for option in choices] for choices in offered])

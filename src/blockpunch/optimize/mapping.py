@@ -129,7 +129,7 @@ class MappingStages:
             raise DataError("plans can be tried on photos only", fix="give a folder of photos, or another goal")
         network = Network(optimize(self.source.graph), self.target, self.threads)
         table = LatencyTable(self.table or table_path(self.target, self.threads), self.target, self.threads)
-        key = fingerprint(self.source.key, table.header)
+        key = fingerprint(self.source.key, table.header, self.profile_seconds)  # with more time more is measured
 
         def measure() -> dict[str, int]:
             rounds = profile(network, table, self._tell, seconds=self.profile_seconds)
