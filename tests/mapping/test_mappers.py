@@ -127,5 +127,5 @@ def test_a_table_that_knows_too_little_asks_for_more_measurements(tmp_path: Path
     table = LatencyTable(tmp_path / "t.jsonl", network.target)
     cells = {item.step: (item.key, (DENSE, 1.0), 1.0) for item in network.items}
     table.add(network, cells, 0.1, [1.0] * len(network.items))
-    with pytest.raises(DataError, match="no layer is known to run faster.*--profile-seconds"):
+    with pytest.raises(DataError, match=r"(?s)no layer is known to run faster.*--profile-seconds"):
         map_exact(network, table, {}, Goal(speedup=1.2))
