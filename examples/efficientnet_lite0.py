@@ -53,7 +53,7 @@ def main() -> None:
     """Parse the options and run the job."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("demo"), help="folder for the results")
-    parser.add_argument("--speedup", type=float, default=1.25, help="times the speed of the dense network")
+    parser.add_argument("--speedup", type=float, default=1.15, help="times the speed of the dense network")
     parser.add_argument("--profile", type=float, default=90.0, help="seconds to measure latencies")
     parser.add_argument("--minutes", type=float, default=0.0,
                         help="time for distillation; on a thousand photos it gains nothing at small speed-ups")
