@@ -98,3 +98,15 @@ def test_a_real_round(network: Network, tmp_path: Path) -> None:
     assert (DENSE, 1.0) in table.cells(second.key) and len(table) > len(network.items)
     assert all(0 < seconds < 1 for item in network.items for seconds in table.cells(item.key).values())
     assert table.rest(network) is not None
+
+
+def test_layers_that_neighbours_made_smaller_do_not_count_as_dense(network: Network, tmp_path: Path,
+                                                                   compiled: list[dict[str, Cell]]) -> None:
+    path = tmp_path / "t.jsonl"
+    profile(network, LatencyTable(path, network.target))
+    dense: dict[str, set[float]] = {}
+    for line in map(json.loads, path.read_text().splitlines()):
+        if line.get("scheme") == "dense":
+            dense.setdefault(line["layer"], set()).add(line["seconds"])
+    assert dense.keys() == {item.key for item in network.items}
+    assert all(max(times) < 1.02 * min(times) for times in dense.values())
