@@ -2,6 +2,10 @@
 # ruff: noqa: E402 - the environment has to be set before numpy is imported
 
 import os
+import signal
+
+# Started in the background, a shell has us ignore Ctrl-C, and so would every process that tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # One computing thread per test process: they run side by side, and results must not depend on how many there are.
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
