@@ -104,17 +104,17 @@ class Task:
     def prune(self, plan: Plan, file: Path) -> dict[str, float]:
         """Prune and recover a copy, write it as ONNX and compiled; its facts."""
         model, options = copy.deepcopy(self.model), self.options
-        pruner_plan = prune_oneshot_(model, plan, self.photos)
+        found = prune_oneshot_(model, plan, self.photos)
         if options.epochs:
             pruner = Pruner(model, plan, example=self.photos[0][:1])
-            pruner.take(pruner_plan.masks)
+            pruner.take(found.masks)
             loader = ImageBatches(self.pixels, self.labels, normalise, batch=128, pad=4)
             fine_tune(pruner, loader, teacher=frozen_copy(self.model), checkpoint=file.with_suffix(".checkpoint"),
                       recipe=Recipe(epochs=options.epochs, lr=options.lr, bfloat16=True))
             pruner.finalize_()
         export_module(model, SHAPE, file)
         bp.compile(file).save(file.with_suffix(".bp"))
-        return {"rate": pruner_plan.report.rate, **self.scores(model)}
+        return {"rate": found.report.rate, **self.scores(model)}
 
 
 def measure(task: Task, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
