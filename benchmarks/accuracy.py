@@ -68,8 +68,8 @@ ROWS = [
     Row("resnet20", "mixed", 2.5, "one-shot"), Row("resnet20", "mixed", 2.5, "fixed"),
     Row("resnet20", "mixed", 2.5, "gradual"),
     Row("resnet56", "block-punched:8x4", 3, bar=0.3), Row("resnet56", "block-punched:4x1", 5, bar=0.5),
-    Row("resnet56", "block-punched:8x4", 3, "second-order", bar=0.3, epochs=6, lr=0.01),
-    Row("resnet56", "block-punched:4x1", 5, "second-order", bar=0.5, epochs=6, lr=0.01),
+    Row("resnet56", "block-punched:8x4", 3, "second-order", bar=0.3, epochs=12, lr=0.03),
+    Row("resnet56", "block-punched:4x1", 5, "second-order", bar=0.5, epochs=12, lr=0.03),
     Row("vgg16-bn-32", "block-punched:8x4", 12, bar=0.2), Row("resnet18-32", "block-punched:8x4", 10, bar=0.3),
     Row("mobilenet-v2-32", "block-punched:8x4", 5, bar=0.5),
     *(Row("resnet56", plan, rate, "gradual") for rate in (2.0, 4.0, 8.0)
