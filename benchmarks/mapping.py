@@ -4,17 +4,22 @@
 
 Profiles what the table lacks first (minutes for each network). Every plan is measured twice, the second time when all
 have been measured once, in turns with the dense network, whose time tells the machine's pace; the mean counts.
+Networks that are finished are kept beside the table (``.predictions.json``) and are not measured again; a table that
+was begun is gone on with.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from blockpunch.atomic import write_text
 from blockpunch.graph import load_graph
 from blockpunch.graph.passes import optimize
 from blockpunch.mapping import LatencyTable, Network, profile
@@ -23,6 +28,8 @@ from blockpunch.mapping.grid import rates_for, schemes_for
 from blockpunch.mapping.network import Cell
 from blockpunch.mapping.profile import measure
 from blockpunch.target import Target
+
+Pair = dict[str, Any]
 
 
 def random_plan(network: Network, rng: np.random.Generator) -> dict[str, Cell]:
@@ -38,16 +45,32 @@ def random_plan(network: Network, rng: np.random.Generator) -> dict[str, Cell]:
     return cells
 
 
-def compare(network: Network, table: LatencyTable, count: int) -> list[tuple[float, float]]:
-    """(predicted, measured) seconds of random plans."""
+def compare(network: Network, table: LatencyTable, count: int) -> list[Pair]:
+    """(predicted, measured) milliseconds of random plans, and the machine's pace in each measurement."""
     rng = np.random.default_rng(0)
     plans = [random_plan(network, rng) for _ in range(count)]
-    measured = np.array([[measure(network, table, cells) for cells in plans] for _ in range(2)]).mean(0)
-    return [(predict(network, table, cells).seconds, float(seconds))
-            for cells, seconds in zip(plans, measured, strict=True)]
+    turns = [[measure(network, table, cells) for cells in plans] for _ in range(2)]
+    return [{"predicted": 1e3 * predict(network, table, cells).seconds,
+             "measured": float(np.mean([1e3 * turn[at][0] / turn[at][1] for turn in turns])),
+             "pace": [turn[at][1] for turn in turns]} for at, cells in enumerate(plans)]
 
 
-def draw(found: dict[str, list[tuple[float, float]]], path: Path) -> None:
+def off(pair: Pair) -> float:
+    """The prediction's error, a part of what was measured."""
+    return float(pair["predicted"] / pair["measured"] - 1)
+
+
+def look(model: Path, table: LatencyTable, target: Target, plans: int) -> dict[str, Any]:
+    """Profile what the table lacks, then compare."""
+    network = Network(optimize(load_graph(model)), target)
+    start, cpu, known = time.monotonic(), sum(os.times()[:4]), len(table)
+    rounds = profile(network, table, lambda text, done, total: print(f"{text} ({done:.0f} of {total:.0f})", flush=True))
+    facts = {"known_before": known, "rounds": rounds, "cells": len(table) - known,
+             "profile_s": round(time.monotonic() - start), "profile_cpu_s": round(sum(os.times()[:4]) - cpu)}
+    return {"header": table.header, "count": plans, **facts, "pairs": compare(network, table, plans)}
+
+
+def draw(found: dict[str, list[Pair]], path: Path) -> None:
     """Predicted over measured, a colour for each network, with the band of 8 %."""
     import matplotlib
 
@@ -55,14 +78,15 @@ def draw(found: dict[str, list[tuple[float, float]]], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(6, 5.4), layout="constrained")
-    times = [1e3 * seconds for pairs in found.values() for pair in pairs for seconds in pair]
+    times = [pair[which] for pairs in found.values() for pair in pairs for which in ("predicted", "measured")]
     ends = np.array([min(times) / 1.2, max(times) * 1.2])
     axes.fill_between(ends, 0.92 * ends, 1.08 * ends, color="#e4e7ec", label="within 8 %")
     axes.plot(ends, ends, color="#98a2b3", linewidth=1)
     for name, pairs in found.items():
-        errors = [predicted / measured - 1 for predicted, measured in pairs]
+        errors = [off(pair) for pair in pairs]
         label = f"{name}: worst {max(errors, key=abs):+.1%}, mean {np.mean(np.abs(errors)):.1%}"
-        axes.scatter([1e3 * m for _, m in pairs], [1e3 * p for p, _ in pairs], s=26, label=label, zorder=3)
+        axes.scatter([pair["measured"] for pair in pairs], [pair["predicted"] for pair in pairs], s=26, label=label,
+                     zorder=3)
     axes.set(xscale="log", yscale="log", xlim=ends, ylim=ends, xlabel="measured, ms", ylabel="predicted, ms")
     axes.set_title("Whole networks under random mixed plans, one thread", loc="left", fontsize=11)
     axes.legend(frameon=False, fontsize=9)
@@ -76,22 +100,25 @@ def main() -> None:
     parser.add_argument("--plans", type=int, default=10)
     parser.add_argument("--picture", type=Path, help="a .png to draw")
     args = parser.parse_args()
-    target, found = Target.host(), {}
+    target, store = Target.host(), args.table.with_suffix(".predictions.json")
+    rows: dict[str, dict[str, Any]] = json.loads(store.read_text()) if store.exists() else {}
     for model in args.models:
-        table = LatencyTable(args.table, target, model=str(model))
-        network = Network(optimize(load_graph(model)), target)
-        start, cpu = time.monotonic(), sum(os.times()[:4])
-        rounds = profile(network, table, lambda text, done, total: print(f"{text} ({done:.0f} of {total:.0f})"))
-        print(f"{model.stem}: {rounds} rounds, {time.monotonic() - start:.0f} s, "
-              f"{sum(os.times()[:4]) - cpu:.0f} s of one core")
-        pairs = found[model.stem] = compare(network, table, args.plans)
-        for number, (predicted, measured) in enumerate(pairs):
-            print(f"{model.stem} {number}: predicted {predicted * 1e3:.3f} ms, measured {measured * 1e3:.3f} ms, "
-                  f"{predicted / measured - 1:+.1%}")
-        errors = [predicted / measured - 1 for predicted, measured in pairs]
-        print(f"{model.stem}: worst {max(errors, key=abs):+.1%}, mean {np.mean(np.abs(errors)):.1%}", flush=True)
+        table, row = LatencyTable(args.table, target, model=str(model)), rows.get(model.stem, {})
+        if (row.get("header"), row.get("count")) != (table.header, args.plans):
+            rows[model.stem] = row = look(model, table, target, args.plans)
+            write_text(store, json.dumps(rows, indent=1) + "\n")
+        for number, pair in enumerate(row["pairs"]):
+            print(f"{model.stem} {number}: predicted {pair['predicted']:.3f} ms, measured {pair['measured']:.3f} ms, "
+                  f"{off(pair):+.1%} (pace {' and '.join(f'{pace:.2f}' for pace in pair['pace'])})")
+    print("| network | table: rounds | cells | seconds | CPU seconds | plans, ms | worst | mean |\n|---|" + "---:|" * 7)
+    for model in args.models:
+        row, errors = rows[model.stem], [off(pair) for pair in rows[model.stem]["pairs"]]
+        times = [pair["measured"] for pair in row["pairs"]]
+        print(f"| {model.stem} | {row['rounds']} | {row['cells']} | {row['profile_s']} | {row['profile_cpu_s']} | "
+              f"{min(times):.2f} to {max(times):.2f} | {max(errors, key=abs):+.1%} | {np.mean(np.abs(errors)):.1%} |",
+              flush=True)
     if args.picture:
-        draw(found, args.picture)
+        draw({model.stem: rows[model.stem]["pairs"] for model in args.models}, args.picture)
 
 
 if __name__ == "__main__":

@@ -94,12 +94,15 @@ def profile(network: Network, table: LatencyTable, progress: Progress | None = N
             done += 1
 
 
-def measure(network: Network, table: LatencyTable, cells: Mapping[str, Cell]) -> float:
-    """Seconds of ``network`` with its items (by step) under ``cells``, at the pace of ``table``; nothing is stored."""
+def measure(network: Network, table: LatencyTable, cells: Mapping[str, Cell]) -> tuple[float, float]:
+    """Seconds of ``network`` with its items (by step) under ``cells``, and the machine's pace; nothing is stored.
+
+    The pace is how long the dense layers took beside it, over what ``table`` says: seconds / pace compare with it.
+    """
     program = network.compile(network.pruned(cells))
     with _session(network, network.program) as dense, _session(network, program) as session:
         trial, beside = _times(session, dense, program, network.program)
-    return sum(trial.values()) / float(np.median([beside[item.step] / table.dense(item) for item in network.items]))
+    return sum(trial.values()), float(np.median([beside[item.step] / table.dense(item) for item in network.items]))
 
 
 def wanted(item: Item, table: LatencyTable, whole_s: float, count: int = 1) -> list[Cell]:
