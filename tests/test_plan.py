@@ -121,14 +121,29 @@ def edit(change):
     (lambda data, layer: data["layers"].update(stem=3), "layer 'stem': must be an object"),
 ])
 def test_faults_are_named(change, match):
-    with pytest.raises(PlanError, match=match):
+    with pytest.raises(PlanError, match=match) as caught:
         Plan.from_json(edit(change))
+    assert "-> " in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"format": "blockpunch-plan", "format": "blockpunch-plan"}'])
 def test_not_a_plan(text):
-    with pytest.raises(PlanError):
+    with pytest.raises(PlanError) as caught:
         Plan.from_json(text)
+    assert "-> " in str(caught.value)
+
+
+def test_a_plan_that_was_cut_off_says_so():
+    whole = Plan.uniform(LAYERS, "filter", 2).to_json()
+    for end in range(1, len(whole) - 3):
+        with pytest.raises(PlanError, match="not JSON: (.|\\n)*-> "):
+            Plan.from_json(whole[:end], where="p.json")
+    for end in (whole.index('"layers"') + 9, whole.index("rate") + 6, len(whole) - 4):
+        with pytest.raises(PlanError, match="p.json: .*seems to be cut off(.|\\n)*-> take a whole copy"):
+            Plan.from_json(whole[:end], where="p.json")
+    with pytest.raises(PlanError, match="-> mend it there") as caught:
+        Plan.from_json(whole.replace('"rate":', '"rate"', 1))
+    assert "cut off" not in str(caught.value)
 
 
 def test_no_such_file(tmp_path):

@@ -120,7 +120,9 @@ class Plan:
         try:
             text = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise PlanError(f"cannot be read: {error}", where=str(path)) from error
+            why = error.strerror if isinstance(error, OSError) and error.strerror else "it is not text"
+            raise PlanError(f"cannot be read: {why}", where=str(path), fix="name a plan, as 'blockpunch map' or "
+                            "'blockpunch prune' writes it") from error
         return cls.from_json(text, where=str(path))
 
     @classmethod
@@ -133,15 +135,20 @@ class Plan:
         try:
             data = json.loads(text, object_pairs_hook=_no_duplicates)
         except ValueError as error:
-            raise PlanError(f"not JSON: {error}", where=where) from error
+            cut = isinstance(error, json.JSONDecodeError) and not text[error.pos:].strip(' \n"')
+            raise PlanError(f"not JSON: {error}" + ("; the file seems to be cut off" if cut else ""), where=where,
+                            fix="take a whole copy, or make the plan anew" if cut else
+                            "mend it there (often a comma, a quote or a bracket), or make the plan anew") from error
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise PlanError("not a plan", where=where, fix=f'a plan is a JSON object with "format": "{FORMAT}"')
         if data.get("version") != VERSION:
-            raise PlanError(f"version {data.get('version')!r} of the format, this program reads {VERSION}", where=where)
+            raise PlanError(f"version {data.get('version')!r} of the format, this program reads {VERSION}", where=where,
+                            fix="make the plan anew with this version of blockpunch")
         _known_fields(data, {"format", "version", "model", "layers"}, where)
         layers = data.get("layers")
         if not isinstance(layers, dict):
-            raise PlanError("field 'layers' must be an object: layer name -> scheme and rate", where=where)
+            raise PlanError("field 'layers' must be an object: layer name -> scheme and rate", where=where,
+                            fix=f'for example "layers": {{"conv1": {EXAMPLE}}}')
         model = _text(data, "model", where)
         return cls({name: _read_layer(entry, f"{where}, layer '{name}'") for name, entry in layers.items()}, model)
 
@@ -193,20 +200,22 @@ class Plan:
                          for row in rows)
 
 
+EXAMPLE = '{"scheme": "block-punched:8x4", "rate": 4}'
 FIELDS = {"scheme", "rate", "shape", "source", "reason", "latency_ms"}
 
 
 def _read_layer(entry: Any, where: str) -> LayerPlan:
     if not isinstance(entry, dict):
-        raise PlanError("must be an object with a scheme and a rate", where=where)
+        raise PlanError("must be an object with a scheme and a rate", where=where, fix=f"for example {EXAMPLE}")
     _known_fields(entry, FIELDS, where)
     if not isinstance(entry.get("scheme"), str):
         raise PlanError("field 'scheme' is missing or not text", where=where, fix='for example "block-punched:8x4"')
     shape, latency = entry.get("shape", []), entry.get("latency_ms")
     if not isinstance(shape, list) or not all(type(size) is int and size > 0 for size in shape):
-        raise PlanError("field 'shape' must be a list of whole numbers", where=where)
+        raise PlanError("field 'shape' must be a list of whole numbers", where=where,
+                        fix="leave it out, or write the weight's shape, such as [64, 32, 3, 3]")
     if latency is not None and (isinstance(latency, bool) or not isinstance(latency, int | float)):
-        raise PlanError("field 'latency_ms' must be a number", where=where)
+        raise PlanError("field 'latency_ms' must be a number", where=where, fix="leave it out: it only informs")
     try:
         scheme = Scheme.parse(entry["scheme"])
         rate = entry.get("rate", 1.0)
@@ -247,7 +256,7 @@ def _known_fields(data: dict[str, Any], known: set[str], where: str) -> None:
 def _text(data: dict[str, Any], name: str, where: str) -> str:
     value = data.get(name, "")
     if not isinstance(value, str):
-        raise PlanError(f"field '{name}' must be text", where=where)
+        raise PlanError(f"field '{name}' must be text", where=where, fix="put it in quotes, or leave it out")
     return value
 
 
