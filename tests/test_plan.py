@@ -136,10 +136,10 @@ def test_not_a_plan(text):
 def test_a_plan_that_was_cut_off_says_so():
     whole = Plan.uniform(LAYERS, "filter", 2).to_json()
     for end in range(1, len(whole) - 3):
-        with pytest.raises(PlanError, match="not JSON: (.|\\n)*-> "):
+        with pytest.raises(PlanError, match=r"not JSON: (.|\n)*-> "):
             Plan.from_json(whole[:end], where="p.json")
     for end in (whole.index('"layers"') + 9, whole.index("rate") + 6, len(whole) - 4):
-        with pytest.raises(PlanError, match="p.json: .*seems to be cut off(.|\\n)*-> take a whole copy"):
+        with pytest.raises(PlanError, match=r"p.json: .*seems to be cut off(.|\n)*-> take a whole copy"):
             Plan.from_json(whole[:end], where="p.json")
     with pytest.raises(PlanError, match="-> mend it there") as caught:
         Plan.from_json(whole.replace('"rate":', '"rate"', 1))
