@@ -138,7 +138,7 @@ def test_a_plan_that_was_cut_off_says_so():
     for end in range(1, len(whole) - 3):
         with pytest.raises(PlanError, match=r"not JSON: (.|\n)*-> "):
             Plan.from_json(whole[:end], where="p.json")
-    for end in (whole.index('"layers"') + 9, whole.index("rate") + 6, len(whole) - 4):
+    for end in (whole.index('"layers"') + 9, whole.index("rate") + 2, whole.index("rate") + 6, len(whole) - 4):
         with pytest.raises(PlanError, match=r"p.json: .*seems to be cut off(.|\n)*-> take a whole copy"):
             Plan.from_json(whole[:end], where="p.json")
     with pytest.raises(PlanError, match="-> mend it there") as caught:
@@ -156,6 +156,8 @@ def test_plan_of_another_model():
     other = [*LAYERS[:-1], Layer("classifier", "linear", (10, 64))]
     with pytest.raises(PlanError, match=r"no layer 'head.1'; the plan leaves out 'classifier'"):
         plan.check(other)
+    with pytest.raises(PlanError, match=r"no layer 'hed.1' \(did you mean 'head.1'\?\)"):
+        Plan.uniform([*LAYERS[:-1], Layer("hed.1", "linear", (10, 64))], "filter", 2).check(LAYERS)
     with pytest.raises(PlanError, match=r"layer 'head.1'.*another model: the weight is \[100, 64\]"):
         plan.check([*LAYERS[:-1], Layer("head.1", "linear", (100, 64))])
 

@@ -135,7 +135,8 @@ class Plan:
         try:
             data = json.loads(text, object_pairs_hook=_no_duplicates)
         except ValueError as error:
-            cut = isinstance(error, json.JSONDecodeError) and not text[error.pos:].strip(' \n"')
+            cut = isinstance(error, json.JSONDecodeError) and (error.msg.startswith("Unterminated string")
+                                                               or not text[error.pos:].strip())
             raise PlanError(f"not JSON: {error}" + ("; the file seems to be cut off" if cut else ""), where=where,
                             fix="take a whole copy, or make the plan anew" if cut else
                             "mend it there (often a comma, a quote or a bracket), or make the plan anew") from error
@@ -176,7 +177,9 @@ class Plan:
         missing = [name for name in known if name not in self.layers]
         extra = [name for name in self.layers if name not in known]
         if missing or extra:
-            parts = [f"the model has no layer {_listed(extra)}"] if extra else []
+            near = difflib.get_close_matches(extra[0], missing, n=1) if extra else []
+            parts = [f"the model has no layer {_listed(extra)}" + (f" (did you mean '{near[0]}'?)" if near else "")
+                     ] if extra else []
             parts += [f"the plan leaves out {_listed(missing)}"] if missing else []
             raise PlanError("the plan is for another model: " + "; ".join(parts), where=self.model or None,
                             fix='make the plan anew for this model; a layer to leave alone is "scheme": "dense"')

@@ -13,6 +13,7 @@ from blockpunch.mapping import LatencyTable, Network
 from blockpunch.mapping.curves import between, doubt, falling
 from blockpunch.mapping.grid import DENSE
 from blockpunch.schemes import Scheme
+from blockpunch.target import Target
 from mapping_cases import fill
 
 BLOCK = Scheme("block-punched", (8, 4))
@@ -59,6 +60,12 @@ def test_other_files_are_refused_and_left_alone(tmp_path: Path, network: Network
     with pytest.raises(DataError, match="not a latency table"):
         LatencyTable(path, network.target)
     assert path.read_text() == "my notes\n"
+
+
+def test_the_command_that_measures_names_target_and_threads(tmp_path: Path) -> None:
+    other = Target.named("aarch64" if Target.host().arch == "x86_64" else "x86-64")
+    assert LatencyTable(tmp_path / "t", other, 2, model="n.onnx").advice == (
+        f"blockpunch profile n.onnx -o {tmp_path / 't'} --target {other.name} --threads 2")
 
 
 def test_unknown_layers_name_the_command(tmp_path: Path, network: Network) -> None:

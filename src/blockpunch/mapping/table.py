@@ -209,8 +209,9 @@ class LatencyTable:
     @property
     def advice(self) -> str:
         """The command that measures what is missing."""
+        target = "" if self.target.name == Target.host().name else f" --target {self.target.name}"
         threads = "" if self.threads == 1 else f" --threads {self.threads}"
-        return f"blockpunch profile {self.model} -o {self.path}{threads}"
+        return f"blockpunch profile {self.model} -o {self.path}{target}{threads}"
 
     def _read(self) -> None:
         try:
@@ -220,7 +221,8 @@ class LatencyTable:
             if header["format"] != FORMAT:
                 raise ValueError
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError("is not a latency table", where=str(self.path), fix="name another file") from error
+            raise DataError("is not a latency table", where=str(self.path),
+                            fix=f"name another file; if it was one, measure it anew: {self.advice} --renew") from error
         words = {"version": "by another version of blockpunch", "cpu": "on another CPU",
                  "target": "for another target", "kernels": "with other kernels",
                  "threads": "with another number of threads"}
