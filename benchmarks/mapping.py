@@ -45,14 +45,18 @@ def random_plan(network: Network, rng: np.random.Generator) -> dict[str, Cell]:
     return cells
 
 
-def compare(network: Network, table: LatencyTable, count: int) -> list[Pair]:
-    """(predicted, measured) milliseconds of random plans, and the machine's pace in each measurement."""
+def random_plans(network: Network, count: int) -> list[dict[str, Cell]]:
+    """The same ones each time."""
     rng = np.random.default_rng(0)
-    plans = [random_plan(network, rng) for _ in range(count)]
+    return [random_plan(network, rng) for _ in range(count)]
+
+
+def compare(network: Network, table: LatencyTable, count: int) -> list[Pair]:
+    """Milliseconds of random plans, and the machine's pace in each measurement."""
+    plans = random_plans(network, count)
     turns = [[measure(network, table, cells) for cells in plans] for _ in range(2)]
-    return [{"predicted": 1e3 * predict(network, table, cells).seconds,
-             "measured": float(np.mean([1e3 * turn[at][0] / turn[at][1] for turn in turns])),
-             "pace": [turn[at][1] for turn in turns]} for at, cells in enumerate(plans)]
+    return [{"measured": float(np.mean([1e3 * turn[at][0] / turn[at][1] for turn in turns])),
+             "pace": [turn[at][1] for turn in turns]} for at in range(count)]
 
 
 def off(pair: Pair) -> float:
@@ -60,9 +64,8 @@ def off(pair: Pair) -> float:
     return float(pair["predicted"] / pair["measured"] - 1)
 
 
-def look(model: Path, table: LatencyTable, target: Target, plans: int) -> dict[str, Any]:
-    """Profile what the table lacks, then compare."""
-    network = Network(optimize(load_graph(model)), target)
+def look(network: Network, table: LatencyTable, plans: int) -> dict[str, Any]:
+    """Profile what the table lacks, then measure plans."""
     start, cpu, known = time.monotonic(), sum(os.times()[:4]), len(table)
     rounds = profile(network, table, lambda text, done, total: print(f"{text} ({done:.0f} of {total:.0f})", flush=True))
     facts = {"known_before": known, "rounds": rounds, "cells": len(table) - known,
@@ -104,9 +107,12 @@ def main() -> None:
     rows: dict[str, dict[str, Any]] = json.loads(store.read_text()) if store.exists() else {}
     for model in args.models:
         table, row = LatencyTable(args.table, target, model=str(model)), rows.get(model.stem, {})
+        network = Network(optimize(load_graph(model)), target)
         if (row.get("header"), row.get("count")) != (table.header, args.plans):
-            rows[model.stem] = row = look(model, table, target, args.plans)
+            rows[model.stem] = row = look(network, table, args.plans)
             write_text(store, json.dumps(rows, indent=1) + "\n")
+        for pair, cells in zip(row["pairs"], random_plans(network, args.plans), strict=True):
+            pair["predicted"] = 1e3 * predict(network, table, cells).seconds
         for number, pair in enumerate(row["pairs"]):
             print(f"{model.stem} {number}: predicted {pair['predicted']:.3f} ms, measured {pair['measured']:.3f} ms, "
                   f"{off(pair):+.1%} (pace {' and '.join(f'{pace:.2f}' for pace in pair['pace'])})")

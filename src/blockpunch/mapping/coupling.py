@@ -1,8 +1,11 @@
-"""What whole filters and channels that go from some layers do to the layers around them.
+"""What filters and channels that go from some layers altogether do to the layers around them.
 
 Where a layer loses filters, the layers behind it lose input channels, and where it loses channels, the layers before it
 need not compute them (:mod:`blockpunch.graph.passes.shrink`). The table knows what a cell does to its own layer; a
 neighbour that has become smaller runs as it would at the rate that leaves it as much work.
+
+Every scheme can do that, not only those that are meant to: of a layer with few filters, blocks and single weights at a
+high rate leave some filters and channels empty.
 """
 
 from __future__ import annotations
@@ -14,8 +17,6 @@ from blockpunch.mapping.network import Cell, Item, Network
 from blockpunch.mapping.table import LatencyTable, Prediction
 from blockpunch.schemes import Scheme
 
-WHOLE = ("filter", "channel")
-"""Regularities that take whole filters or channels away."""
 _SMALLER = Scheme("channel")
 """What an unpruned layer that has become smaller is like."""
 
@@ -23,12 +24,12 @@ _SMALLER = Scheme("channel")
 def work_left(network: Network, cells: Mapping[str, Cell]) -> dict[str, float]:
     """Step -> the part of its own work that its neighbours leave it, 1 where they take nothing.
 
-    Which filters go is decided by the weights' magnitudes; other criteria take other ones, but as many.
+    Which weights go is decided by their magnitudes; other criteria take other ones, but about as many filters.
     """
-    whole = {step: cell for step, cell in cells.items() if cell[0].regularity in WHOLE and cell[1] > 1}
-    if not whole:
+    given = {step: cell for step, cell in cells.items() if cell[1] > 1}
+    if not given:
         return {item.step: 1.0 for item in network.items}
-    pruned = network.pruned(whole)
+    pruned = network.pruned(given)
     small = shrink(pruned)
     return {item.step: network.kept_macs(item, small) / network.kept_macs(item, pruned) for item in network.items}
 
