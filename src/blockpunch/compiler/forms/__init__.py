@@ -8,9 +8,7 @@ from blockpunch.compiler.forms.patterns import Patterns
 from blockpunch.compiler.forms.pixels import Pixels
 from blockpunch.compiler.forms.rows import Rows
 from blockpunch.compiler.forms.winograd import Winograd
-from blockpunch.compiler.forms.winograd_tiles import WinogradTiles
 
-FORMS: dict[str, Form] = {form.name: form for form in (Pixels(), Rows(), Filters(), Patterns(), Winograd(),
-                                                       WinogradTiles())}
+FORMS: dict[str, Form] = {form.name: form for form in (Pixels(), Rows(), Filters(), Patterns(), Winograd())}
 
 __all__ = ["FORMS", "Form"]
