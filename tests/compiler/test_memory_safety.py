@@ -77,6 +77,17 @@ def winograd() -> Bundle:
     return b
 
 
+def tiles() -> Bundle:
+    """Blocks of 16 x 16 pixels that hang over the edges of maps, with and without margins, operands, two images."""
+    b = Bundle(74)
+    for n, c, h, w, f, pad in ((2, 5, 19, 33, 11, 1), (1, 3, 18, 18, 25, 0)):
+        size = (n, f, h + 2 * pad - 2, w + 2 * pad - 2)
+        y = b.conv(b.value(n, c, h, w), b.weights(f, c, 3, 3), pads=(pad,) * 4, epilogue=[fused("Add", 3)],
+                   operands=[b.value(*size)])
+        b.output(y, b.conv(y, b.weights(4, f, 3, 3), pads=(1, 1, 1, 1)))
+    return b
+
+
 CASES: list[tuple[str, Callable[[], Bundle], str]] = [
     ("convolutions", conv_cases.conv_kernels, "x86-64-v4"), ("maps", conv_cases.conv_maps, "x86-64-v3"),
     ("depthwise", conv_cases.depthwise, "x86-64-v4"), ("zeros", conv_cases.zeros, "x86-64"),
@@ -84,13 +95,14 @@ CASES: list[tuple[str, Callable[[], Bundle], str]] = [
     ("concats", other_cases.concats, "x86-64-v3"), ("movement", other_cases.movement, "x86-64-v4"),
     ("network", lambda: network(5, 40), "x86-64-v3"), ("filters along vectors", conv_cases.layers, "x86-64-v4"),
     ("filters along vectors, narrow", conv_cases.layers, "x86-64-v3"), ("winograd", winograd, "x86-64-v4"),
-    ("winograd, narrow", winograd, "x86-64-v3"),
+    ("winograd, narrow", winograd, "x86-64-v3"), ("winograd, tiles along vectors", tiles, "x86-64-v4"),
     ("kernel patterns", conv_cases.patterns, "x86-64-v4"),
     ("kernel patterns, narrow", conv_cases.patterns, "x86-64-v3"),
     ("no gaps between rows", rests, "x86-64-v4"),
     ("no gaps between rows, narrow", rests, "x86-64-v3"),
 ]
-FORM_OF = {conv_cases.layers: "filters", conv_cases.patterns: "patterns", winograd: "winograd"}
+FORM_OF = {conv_cases.layers: "filters", conv_cases.patterns: "patterns", winograd: "winograd",
+           tiles: "winograd-tiles"}
 
 
 @pytest.mark.parametrize(("bundle", "target"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])

@@ -25,21 +25,22 @@ def maps() -> Bundle:
     """Prime maps, maps of one tile, batches, pads of 0 to 2, channels and filters that fill no vector, operands."""
     b = Bundle(71)
     for n, c, h, w, f, pad in ((1, 16, 8, 8, 16, 1), (1, 24, 14, 13, 40, 1), (2, 37, 7, 9, 65, 1), (1, 5, 13, 11, 6, 1),
-                               (1, 20, 12, 12, 64, 0), (3, 9, 4, 5, 33, 1), (1, 4, 2, 3, 16, 1), (1, 7, 17, 19, 48, 2)):
+                               (1, 20, 12, 12, 64, 0), (3, 9, 4, 5, 33, 1), (1, 4, 2, 3, 16, 1), (1, 7, 17, 19, 48, 2),
+                               (2, 3, 33, 18, 27, 1)):
         x = b.value(n, c, h, w)
         r = b.value(n, f, h + 2 * pad - 2, w + 2 * pad - 2)
         y = b.conv(x, b.weights(f, c, 3, 3), pads=(pad,) * 4, epilogue=[fused("Add", 3), fused("Relu")], operands=[r])
         b.output(y, b.conv(x, b.weights(f, c, 3, 3), pads=(pad, pad, pad, 0), bias=False, epilogue=[fused("Silu")]),
                  b.conv(y, b.weights(8, f, 3, 3), pads=(1, 1, 1, 1)))
-    x = b.value(2, 3, 21, 18)  # strided kernels are 3x3 over the phases of their input
+    x = b.value(2, 3, 41, 38)  # strided kernels are 3x3 over the phases of their input
     for side, pad in ((6, 2), (5, 2), (6, 1)):
         b.output(b.conv(x, b.weights(10, 3, side, side), stride=(2, 2), pads=(pad,) * 4))
     return b
 
 
-def winograd(options: dict[str, Options], at: float) -> dict[str, Choice]:
-    """For every layer that has Winograd schedules, the one at this share of their list."""
-    found = {name: [c for c in item.choices if c.form == "winograd"] for name, item in options.items()}
+def winograd(options: dict[str, Options], at: float, form: str = "winograd") -> dict[str, Choice]:
+    """For every layer that has schedules of this form, the one at this share of their list."""
+    found = {name: [c for c in item.choices if c.form == form] for name, item in options.items()}
     return {name: choices[int(at * len(choices))] for name, choices in found.items() if choices}
 
 
@@ -55,6 +56,20 @@ def test_every_choice_is_right(target: str) -> None:
         program = check(bundle, chosen, flags=("-O1",), choices=choices, tolerance=2e-5)
         seen |= {program.options[name].chosen for name in choices}
     assert {c.tile for c in seen} == {2, 4} and len({c.height for c in seen}) > 1
+
+
+def test_tiles_along_the_vectors() -> None:
+    bundle, target = maps(), Target.named("x86-64-v4")
+    if not target.runs_here()[0]:
+        pytest.skip("not on this CPU")
+    options = compile_graph(bundle.graph, target).options
+    seen: set[Choice] = set()
+    for i in range(3):
+        choices = winograd(options, i / 3, "winograd-tiles")
+        program = check(bundle, target, flags=("-O1",), choices=choices, tolerance=2e-5)
+        seen |= {program.options[name].chosen for name in choices}
+    assert {c.height for c in seen} == {8, 16, 24} and {c.form for c in seen} == {"winograd-tiles"}
+    assert len(choices) > 5
 
 
 @settings(max_examples=4, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
@@ -81,6 +96,15 @@ def test_neon() -> None:
                            [shape for _, shape in program.outputs], target=target, ranges=2)
     errors = differences(b.graph, found, list(interpreter.run(b.graph, inputs).values()))
     assert max(errors.values()) < 2e-5, errors
+
+
+def test_the_model_lets_tiles_lie_along_the_vectors_where_few_channels_share_them() -> None:
+    b = Bundle(74)
+    for channels, side in ((3, 416), (64, 112)):
+        b.output(b.conv(b.value(1, channels, side, side), b.weights(16, channels, 6, 6), stride=(2, 2),
+                        pads=(2, 2, 2, 2)))
+    options = compile_graph(b.graph, Target.named("x86-64-v4")).options
+    assert [item.chosen.form for item in options.values()] == ["winograd-tiles", "winograd"]
 
 
 @pytest.mark.parametrize("rate", [1.0, 1.5, 8.0])

@@ -8,7 +8,9 @@ from blockpunch.compiler.forms.patterns import Patterns
 from blockpunch.compiler.forms.pixels import Pixels
 from blockpunch.compiler.forms.rows import Rows
 from blockpunch.compiler.forms.winograd import Winograd
+from blockpunch.compiler.forms.winograd_tiles import WinogradTiles
 
-FORMS: dict[str, Form] = {form.name: form for form in (Pixels(), Rows(), Filters(), Patterns(), Winograd())}
+FORMS: dict[str, Form] = {form.name: form for form in (Pixels(), Rows(), Filters(), Patterns(), Winograd(),
+                                                       WinogradTiles())}
 
 __all__ = ["FORMS", "Form"]

@@ -66,7 +66,7 @@ class Winograd(Form):
 
     def schedules(self, layer: Layer) -> list[Schedule]:
         """Tiles of 2x2 and 4x4 results, with chunks that stay in the second-level cache and ever larger ones."""
-        if not _fills_3x3(layer):
+        if not fills_3x3(layer):
             return []
         found = []
         order = np.arange(len(layer.weights))
@@ -84,7 +84,7 @@ class Winograd(Form):
         """Transform the weights, and write the products of every group size that the chunks are cut into."""
         choice, vl = schedule.choice, layer.target.vector_floats
         m, parts = choice.tile, choice.height // vl
-        panel, bias = _pack(layer, m, choice.height, ctx)
+        panel, bias = transformed_weights(layer, m, choice.height, ctx)
         tiles = _tiles(layer, m)
         fields = _fields(layer, tiles, choice, ctx) | {
             "u": ctx.table("float", panel), "bias": ctx.table("float", bias), "parts": len(panel)}
@@ -115,21 +115,21 @@ class Winograd(Form):
                        floats)
 
 
-def _corner(layer: Layer) -> tuple[int, int]:
+def corner(layer: Layer) -> tuple[int, int]:
     """(dy, dx) of the first of the 3x3 inputs that a result depends on."""
     taps = layer.node.attrs["taps"]
     return min(dy for _, dy, _ in taps), min(dx for _, _, dx in taps)
 
 
-def _fills_3x3(layer: Layer) -> bool:
+def fills_3x3(layer: Layer) -> bool:
     """Whether the taps span 3x3 inputs: a 3x3 kernel, or one of up to 6x6 and stride 2, of which each phase is one."""
-    (y, x), taps = _corner(layer), layer.node.attrs["taps"]
+    (y, x), taps = corner(layer), layer.node.attrs["taps"]
     return bool(max(dy for _, dy, _ in taps) - y == max(dx for _, _, dx in taps) - x == 2)
 
 
 def _kernels(layer: Layer) -> Floats:
     """[filters, input channels (phases count), 9] the weights as 3x3 kernels, zero where a phase has no tap."""
-    (y, x), taps = _corner(layer), layer.node.attrs["taps"]
+    (y, x), taps = corner(layer), layer.node.attrs["taps"]
     filters, channels = len(layer.weights), layer.weights.shape[1] // len(taps)
     kernels = np.zeros((filters, layer.channels, 9), np.float32)
     for tap, (phase, dy, dx) in enumerate(taps):
@@ -179,7 +179,7 @@ def _steps(layer: Layer, parts: int, chunk: int) -> tuple[int, int]:
     return (-(-layer.channels // vl) * chunk | 1) * vl, (parts * chunk | 1) * vl
 
 
-def _pack(layer: Layer, m: int, height: int, ctx: Context) -> tuple[Floats, Floats]:
+def transformed_weights(layer: Layer, m: int, height: int, ctx: Context) -> tuple[Floats, Floats]:
     """([parts, positions, channels, height] transformed weights, biases and as many zeros as a part has filters)."""
     filters, channels = len(layer.weights), layer.channels
     rows = np.minimum(np.arange(-(-filters // height) * height), filters - 1)  # the last part repeats the last filter
@@ -195,7 +195,7 @@ def _fields(layer: Layer, tiles: Ints, choice: Choice, ctx: Context) -> dict[str
     """Fields of the layer's struct, apart from its weights."""
     x, y = layer.x, layer.y
     assert y.plane
-    dy, dx = _corner(layer)
+    dy, dx = corner(layer)
     v_step, m_step = _steps(layer, choice.height // layer.target.vector_floats, choice.chunk)
     residuals = [ctx.view(name) for name in operands(layer.node)]
     return {
