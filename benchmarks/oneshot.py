@@ -50,7 +50,6 @@ from timing import beside_peers
 CASES = ("unstructured@2", "block-punched:4x1@1.6", "block-punched:8x4@1.4")
 METHODS = ("magnitude", "one-shot", "one-shot, rates spread")
 BATCH = 25
-RATED = 200  # photos that the rates are spread by
 
 
 @dataclass
@@ -168,7 +167,7 @@ def measure(task: Task, key: dict[str, Any], arguments: Any) -> dict[str, Any]:
         pruner.apply_()
     else:
         if method != "one-shot":
-            plan = rated(model, plan, images[:RATED // BATCH], rate)
+            plan = rated(model, plan, images, rate)
         masks = prune_oneshot_(model, plan, images).masks
         pruner = Pruner(model, plan)
         pruner.take(masks)

@@ -259,6 +259,20 @@ def candidates(scheme, rates):
     return {name: [(scheme, rate) for rate in rates] for name in ("body.0", "body.3", "tail")}
 
 
+def test_layer_errors_are_those_on_other_images():
+    """A layer of many inputs fits 96 images far better than it does others."""
+    generator = torch.Generator().manual_seed(0)
+    dense, mixed = nn.Sequential(nn.Linear(256, 32)).requires_grad_(False), torch.randn(200, 256, generator=generator)
+    fit, judge, others = ([torch.randn(n, 200, generator=generator) @ mixed] for n in (96, 32, 2000))
+    pruned = copy.deepcopy(dense)
+    prune_oneshot_(pruned, Plan.uniform(module_layers(pruned), "unstructured", 2, only=["0"]), fit)
+    expected = damage(pruned, dense, others)
+    inputs = torch.stack([*fit[0].reshape(32, 3, 256).unbind(1), judge[0]], dim=1).flatten(0, 1)  # every fourth judges
+    error = layer_errors(dense, [inputs], {"0": [("unstructured", 2)]}).errors["0"]["unstructured", 2]
+    assert damage(pruned, dense, fit) < 0.5 * expected
+    assert 0.75 * expected < error < 1.33 * expected
+
+
 def test_layer_errors(tmp_path, monkeypatch):
     model, store = network(), tmp_path / "errors.json"
     table = layer_errors(model, images(), candidates("block-punched:4x1", (1, 1.5, 2, 4)), store=store)

@@ -1,7 +1,8 @@
 """How much each layer's output would suffer from each scheme and rate: what one-shot pruning leaves, layer by layer.
 
 One dense pass over the images gives the second moments of every layer's inputs; each candidate is then pruned on its
-own, inputs from the dense network, with the same solver as :mod:`blockpunch.pruning.oneshot` (fewer steps). The errors
+own, inputs from the dense network, with the same solver as :mod:`blockpunch.pruning.oneshot` (fewer steps), and judged
+on images that it was not fitted to. The errors
 stand in for the loss of accuracy where a plan is searched for: nothing is trained.
 """
 
@@ -31,11 +32,16 @@ from blockpunch.pruning.torch_prune import module_layers
 from blockpunch.schemes import Scheme
 
 FORMAT = "blockpunch-layer-errors"
-VERSION = 2
+VERSION = 3
 STEPS = 8
 """Steps of the search for a mask: a proxy needs no more."""
 TYPICAL = 0.05
 """The layer's sensitivity is taken where its error is nearest to this."""
+HELD_OUT = 4
+"""Every so many-th image is not fitted to but judges: what is fitted looks better than it is, most of all where a layer
+sees few samples, as classifiers do."""
+FEWEST = 32
+"""Images below which all of them do both."""
 MEMORY = 1.5e9
 """Bytes of moments held at once; more layers than fit take another pass over the images."""
 
@@ -117,13 +123,13 @@ def layer_errors(model: nn.Module, batches: Iterable[Any], candidates: Mapping[s
     missing = [layers[name] for name, rows in wanted.items() if rows]
     done = len(candidates) - len(missing)
     pruned: dict[str, torch.Tensor] = {}
-    for name, moments in _moments(model, images, missing, norms, seed):
+    for name, moments, others in _moments(model, images, missing, norms, seed):
         moments.check(name)
         pruner = LayerPruner(moments, layers[name].shape, layers[name].conv_groups, steps=STEPS)
         table, best = result.errors.setdefault(name, {}), math.inf
         for scheme, rate in wanted[name]:
             solution = pruner.prune(scheme, rate) if rate > 1 else None
-            table[(str(scheme), float(rate))] = error = solution.error if solution is not None else 0.0
+            table[(str(scheme), float(rate))] = error = _error(others, solution.weight) if solution is not None else 0.0
             if solution is not None and abs(error - TYPICAL) < best:
                 best, pruned[name] = abs(error - TYPICAL), solution.weight
         done += 1
@@ -165,25 +171,24 @@ def _source(model: nn.Module, images: Sequence[torch.Tensor], seed: int) -> str:
 
 
 def _moments(model: nn.Module, images: Sequence[torch.Tensor], layers: Sequence[Layer],
-             norms: Mapping[str, list[nn.Module]], seed: int) -> Iterator[tuple[str, Moments]]:
-    """Moments of the inputs of each layer in the dense network, as many layers at a time as fit into memory."""
+             norms: Mapping[str, list[nn.Module]], seed: int) -> Iterator[tuple[str, Moments, Moments]]:
+    """Moments of the inputs of each layer in the dense network, as many layers at a time as fit into memory.
+
+    The second ones are of every :data:`HELD_OUT`-th image, the first ones of the others; of few images, all both times.
+    """
     remaining, count = list(layers), sum(len(batch) for batch in images)
     training = {module: module.training for module in model.modules()}
     while remaining:
         group: list[Layer] = []
         size = 0.0
-        while remaining and (not group or size + _bytes(remaining[0]) <= MEMORY):
-            size += _bytes(remaining[0])
+        while remaining and (not group or size + 2 * _bytes(remaining[0]) <= MEMORY):
+            size += 2 * _bytes(remaining[0])
             group.append(remaining.pop(0))
         found, hooks = {}, []
         for layer in group:
             module = model.get_submodule(layer.name)
-            centred = module.bias is not None or layer.name in norms
-            found[layer.name] = Moments(grouped(module), centred=centred)
-            generator = torch.Generator().manual_seed(seed)
-            hooks.append(module.register_forward_pre_hook(
-                lambda module, inputs, into=found[layer.name], generator=generator:
-                into.add(input_columns(module, inputs[0].float(), generator, positions(module, count)))))
+            found[layer.name] = _Seen(module, module.bias is not None or layer.name in norms, count, seed)
+            hooks.append(module.register_forward_pre_hook(found[layer.name]))
         try:
             model.eval()
             with torch.no_grad():
@@ -195,7 +200,31 @@ def _moments(model: nn.Module, images: Sequence[torch.Tensor], layers: Sequence[
             for module, mode in training.items():
                 module.training = mode
         for name in list(found):
-            yield name, found.pop(name)
+            seen = found.pop(name)
+            yield name, seen.fit, seen.others if seen.others.count else seen.fit
+
+
+class _Seen:
+    """A hook that gathers the moments of a layer's inputs, of every :data:`HELD_OUT`-th image by themselves."""
+
+    def __init__(self, module: nn.Module, centred: bool, count: int, seed: int) -> None:
+        self.fit, self.others = (Moments(grouped(module), centred=centred) for _ in range(2))
+        self.most, self.every, self.rows = positions(module, count), HELD_OUT if count >= FEWEST else count + 1, 0
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __call__(self, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        x = inputs[0]
+        held = torch.arange(self.rows + 1, self.rows + len(x) + 1, device=x.device) % self.every == 0
+        self.rows += len(x)
+        for moments, part in ((self.fit, ~held), (self.others, held)):
+            if bool(part.any()):
+                moments.add(input_columns(module, x[part].float(), self.generator, self.most))
+
+
+def _error(moments: Moments, weight: torch.Tensor) -> float:
+    """What ``weight`` in place of the dense one does to the output, squared, over the output's energy."""
+    change = weight.reshape(moments.weight.shape) - moments.weight
+    return float(((change @ moments.gram) * change).sum()) / max(float(moments.energy.sum()), 1e-30)
 
 
 def _bytes(layer: Layer) -> float:
