@@ -110,3 +110,20 @@ def test_layers_that_neighbours_made_smaller_do_not_count_as_dense(network: Netw
             dense.setdefault(line["layer"], set()).add(line["seconds"])
     assert dense.keys() == {item.key for item in network.items}
     assert all(max(times) < 1.02 * min(times) for times in dense.values())
+
+
+def test_every_cell_is_measured_with_all_its_own_work(network: Network, tmp_path: Path,
+                                                      compiled: list[dict[str, Cell]]) -> None:
+    """Neighbours that empty filters spoil a cell's round; it is measured among dense layers then."""
+    table, rounds = LatencyTable(tmp_path / "t.jsonl", network.target), 0
+
+    def count(text: str, done: float, total: float) -> None:
+        nonlocal rounds
+        rounds += 1
+
+    profile(network, table, count)
+    for item in network.items:
+        for cell, seconds in table.cells(item.key).items():
+            macs = network.kept_macs(item, network.pruned({item.step: cell} if cell[1] > 1 else {}))
+            assert seconds == pytest.approx(1e-9 * (macs + 1), rel=0.02), (item.step, str(cell[0]), cell[1])
+    assert rounds < 60

@@ -39,6 +39,8 @@ NEGLIGIBLE = 1e-3
 network's time."""
 WHOLE = ("filter", "channel")
 """Regularities that take whole channels away: neighbours do not get them in the same round."""
+PATIENCE, APART = 2, 3
+"""Rounds after which a cell that is not known yet is measured with the layers around it dense, and how many of them."""
 TRIES = 6
 """Rounds after which a cell that is not known yet is stored although neighbours have made its layer smaller."""
 TURNS = 3
@@ -90,7 +92,7 @@ def profile(network: Network, table: LatencyTable, progress: Progress | None = N
                 rest_s = (time.monotonic() - start) / done * left if done else None
                 ends = "" if rest_s is None else f", about {rest_s:.0f} s to go"
                 progress(f"profiling: {len(table)} cells measured{ends}", done, done + left)
-            _round(network, table, _hand_out(network, queues, table, rng), dense, tries)
+            _round(network, table, _hand_out(network, queues, table, rng, tries), dense, tries)
             done += 1
 
 
@@ -145,20 +147,25 @@ def _queues(network: Network, table: LatencyTable) -> list[_Queue]:
     return list(by_key.values())
 
 
-def _hand_out(network: Network, queues: list[_Queue], table: LatencyTable,
-              rng: np.random.Generator) -> dict[str, Cell]:
+def _hand_out(network: Network, queues: list[_Queue], table: LatencyTable, rng: np.random.Generator,
+              tries: Mapping[tuple[str, Cell], int]) -> dict[str, Cell]:
     """Step -> cell of the next round, schemes in random order, so that no round prunes all layers alike.
 
     Low rates come first: they are what most plans are made of, where there is no time to measure everything.
-    An item with nothing left repeats a cell that leaves its neighbours alone: the table holds medians.
+    An item with nothing left repeats a cell that leaves its neighbours alone: the table holds medians. Around a cell
+    that neighbours have spoilt before they stay dense.
     """
     by_key = {queue.items[0].key: queue for queue in queues}
     missing = {key: sorted((queue.missing[i] for i in rng.permutation(len(queue.missing))), key=lambda cell: cell[1])
                for key, queue in by_key.items()}
+    apart = _apart(network, missing, tries)
     given: dict[str, Cell] = {}
     whole_before = False
-    for item in network.items:
+    for at, item in enumerate(network.items):
         waiting = missing[item.key]
+        if any(other in apart for other in range(at - APART, at + APART + 1)):
+            given[item.step], whole_before = apart.get(at, (DENSE, 1.0)), at in apart
+            continue
         fits = [cell for cell in waiting if not (whole_before and cell[0].regularity in WHOLE)]
         if fits:
             given[item.step] = fits[0]
@@ -169,6 +176,18 @@ def _hand_out(network: Network, queues: list[_Queue], table: LatencyTable,
             given[item.step] = known[int(rng.integers(len(known)))]
         whole_before = given[item.step][0].regularity in WHOLE
     return given
+
+
+def _apart(network: Network, missing: Mapping[str, list[Cell]],
+           tries: Mapping[tuple[str, Cell], int]) -> dict[int, Cell]:
+    """Position of an item -> its cell that neighbours have spoilt before; taken out of ``missing``."""
+    found: dict[int, Cell] = {}
+    for at, item in enumerate(network.items):
+        spoilt = [cell for cell in missing[item.key] if tries.get((item.key, cell), 0) >= PATIENCE]
+        if spoilt and at - max(found, default=-APART - 1) > APART:
+            found[at] = spoilt[0]
+            missing[item.key].remove(spoilt[0])
+    return found
 
 
 def _round(network: Network, table: LatencyTable, cells: Mapping[str, Cell], dense: Session,
