@@ -29,7 +29,8 @@ def test_every_choice_is_right(target: str, monkeypatch: pytest.MonkeyPatch) -> 
         assert {name: item.chosen for name, item in program.options.items()} == choices
     every = {(c.form, c.height) for item in options.values() for c in item.choices}
     assert {(c.form, c.height) for c in seen} == every
-    assert {c.form for c in seen} == set(FORMS) and {c.grouped for c in seen} == {False, True}
+    narrow = set() if chosen.isa == "avx512" else {"winograd-tiles"}  # a form that needs vectors of 16 floats
+    assert {c.form for c in seen} == set(FORMS) - narrow and {c.grouped for c in seen} == {False, True}
 
 
 def _unlike(choices: tuple[Choice, ...], seen: set[Choice], seed: int) -> Choice:
