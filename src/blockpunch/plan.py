@@ -193,6 +193,10 @@ class Plan:
         """The layers that lose weights."""
         return {name: entry for name, entry in self.layers.items() if entry.prunes}
 
+    def effect(self) -> list[tuple[str, str, float]]:
+        """(layer, scheme, rate) of the layers it prunes: plans of one effect differ in their reasons alone."""
+        return [(name, str(entry.scheme), entry.rate) for name, entry in self.pruned().items()]
+
     def __str__(self) -> str:
         rows = [("layer", "weight", "scheme", "rate", "source", "reason")]
         for name, entry in self.layers.items():

@@ -16,7 +16,7 @@ from blockpunch.mapping import Goal, LatencyTable, Network
 from blockpunch.mapping.choices import contenders
 from blockpunch.mapping.exact import map_exact
 from blockpunch.mapping.network import Cell
-from blockpunch.mapping.search import map_search
+from blockpunch.mapping.search import Local, map_search
 from blockpunch.mapping.search.oneshot import OneShotLoss
 from blockpunch.plan import LayerPlan, Plan
 from blockpunch.pruning import module_layers, prune_oneshot_
@@ -83,3 +83,11 @@ def test_the_search_maps_a_network(network: Network, model: GraphModule, images:
     assert mapped.speedup >= 1.5 and entry.source == "search" and "instead: " in entry.reason
     assert found.loss == loss(cells, thorough=True) <= loss({"second": (before.scheme, before.rate)}, thorough=True)
     assert not mapped.plan.layers["first"].prunes and (tmp_path / "j.jsonl").exists()
+
+
+def test_an_interrupt_stops_what_runs(model: GraphModule, images: list[torch.Tensor]) -> None:
+    loss = OneShotLoss(model, images[:2], images[2:])
+    with pytest.raises(KeyboardInterrupt), Local(1).serve(loss):
+        raise KeyboardInterrupt
+    with pytest.raises(RuntimeError, match="stopped at layer"):
+        loss({"second": (NARROW, 4.0)})

@@ -21,6 +21,7 @@ from blockpunch.errors import BlockpunchError, DataError, OutputError, PlanError
 from blockpunch.mapping import Goal
 from blockpunch.measure.quality import Check, compare
 from blockpunch.optimize import Job, ModuleSource, OnnxSource, Photos, Settings, rerender, training_pixels
+from blockpunch.optimize.recovery import Recovery
 from blockpunch.optimize.workfolder import WorkFolder, fingerprint
 from blockpunch.plan import Plan
 from blockpunch.pruning import recover
@@ -306,7 +307,13 @@ def test_the_plan_is_mapped_by_default(small_onnx, tmp_path, lines, monkeypatch)
         second = next(layer for layer in facts.layers if layer.name == "second")
         assert second.predicted_ms == pytest.approx(facts.mapping.layers["second"]) and second.pruned
         assert bool(facts.mapping.trials) == (name == "accuracy") and "Mapping" in render(facts)
+        assert any("one-shot: layer" in line for line in lines) == (name == "exact")  # what a trial pruned is taken
         lines.clear()
         again = job(source, tmp_path / name, lines, settings, photos=images).run()
         assert again.mapping == facts.mapping and not any(line.endswith("started") for line in lines)
     assert "rules choose" not in "".join(lines) and (tmp_path / "rules" / "plan.json").is_file()
+    Recovery(source, Plan.load(tmp_path / "accuracy" / "plan.json"), pixels, 0.0, 16, None, 0,
+             lambda event: None).one_shot(tmp_path / "anew.safetensors")
+    kept = [path.read_bytes() for path in (tmp_path / "anew.safetensors",
+                                           tmp_path / "accuracy" / "one-shot.safetensors")]
+    assert kept[0] == kept[1] and not list((tmp_path / "accuracy").glob("tried-*"))

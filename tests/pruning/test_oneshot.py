@@ -24,6 +24,7 @@ from blockpunch.pruning import layer_errors as layer_errors_module  # noqa: E402
 from blockpunch.pruning.allocate import spread  # noqa: E402
 from blockpunch.pruning.layer_errors import LayerErrors, layer_errors  # noqa: E402
 from blockpunch.pruning.lockstep import stops  # noqa: E402
+from blockpunch.pruning.obs import LayerPruner  # noqa: E402
 from blockpunch.pruning.oneshot import first_images, prune_oneshot_  # noqa: E402
 from blockpunch.pruning.onnx_oneshot import prune_oneshot_onnx  # noqa: E402
 from blockpunch.pruning.onnx_prune import onnx_layers  # noqa: E402
@@ -296,7 +297,10 @@ def test_layer_errors(tmp_path, monkeypatch):
         layer_errors(model, images(), candidates("block-punched:4x1", (1, 1.5, 2, 4)), store=other, progress=interrupt)
     assert len(LayerErrors.load(other).errors) == 1
     monkeypatch.setattr(layer_errors_module, "MEMORY", 1.0)  # a pass for each layer
+    rates, prune = [], LayerPruner.prune
+    monkeypatch.setattr(LayerPruner, "prune", lambda *given: rates.append(given[2]) or prune(*given))
     assert layer_errors(model, images(), candidates("block-punched:4x1", (1, 1.5, 2, 4)), store=other) == table
+    assert len(rates) == 1 + 2 * 3  # of the first layer only the one that its sensitivity is taken at
     with pytest.raises(DataError, match="another model"):
         layer_errors(model, images(seed=3), candidates("unstructured", (2,)), store=other)
     with pytest.raises(SelectorError, match="nothing"):

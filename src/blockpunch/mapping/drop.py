@@ -2,7 +2,7 @@
 
 The cost that the exact mapping weighs plans by puts them into order; what they cost in points only a trial can tell.
 Each trial lies between the fastest plan known to be good and the slowest known to be bad: where the points meet the
-goal if they go with a power of the cost, and in the middle as long as nothing is known.
+goal if between these two they go with a power of the cost, and in the middle as long as nothing is known.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ TRIALS = 7
 """At most."""
 FINE = 0.015
 """The walk ends where good and bad plans are as near as this part of the dense network's time."""
+NEAR = 0.2
+"""The walk ends, too, where a good plan loses less than the goal by this part of it at most, and by its error at most:
+trials cannot tell more."""
 MARGIN = 0.2
 """Part of the space between good and bad, in seconds, that a trial keeps from both."""
 
@@ -56,6 +59,8 @@ def map_within_drop(exact: Exact, points: float, lost: Callable[[Plan], tuple[fl
         trials.append(found)
         if found.points <= points:
             good = at
+            if found.points >= points - min(found.error, NEAR * points):
+                break
         else:
             bad = at
     if good == len(exact) - 1:
@@ -68,11 +73,17 @@ def map_within_drop(exact: Exact, points: float, lost: Callable[[Plan], tuple[fl
 def _next(exact: Exact, points: float, trials: list[Trial], lower: float, upper: float) -> int:
     """The point to try between two latencies."""
     seconds, room = (lower + upper) / 2, MARGIN * (upper - lower)
-    telling = sorted((trial for trial in trials if trial.points > 0), key=lambda trial: abs(trial.points - points))[:2]
-    if telling:
+    if telling := _telling(trials, points):
         cost = telling[0].cost * (points / telling[0].points) ** (1 / _power(telling))
         seconds = next((exact.seconds(i) for i in range(len(exact)) if exact.cost(i) <= cost), upper)
     return exact.within(min(max(seconds, lower + room), upper - room)) or 0
+
+
+def _telling(trials: list[Trial], points: float) -> list[Trial]:
+    """The good and the bad trial that are nearest to each other, or two where there are none of one kind."""
+    positive = sorted((trial for trial in trials if trial.points > 0), key=lambda trial: trial.cost)
+    good, bad = ([t for t in positive if (t.points <= points) is kind] for kind in (True, False))
+    return [good[-1], bad[0]] if good and bad else good[-2:] or bad[:2]
 
 
 def _power(trials: list[Trial]) -> float:

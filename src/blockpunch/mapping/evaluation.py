@@ -18,11 +18,15 @@ from torch import Tensor, nn
 from blockpunch.atomic import write_text
 from blockpunch.errors import DataError
 from blockpunch.plan import Plan
-from blockpunch.pruning.oneshot import prune_oneshot_
+from blockpunch.pruning.allocator import memory_kept
+from blockpunch.pruning.oneshot import OneShot, prune_oneshot_
 
 Floats = npt.NDArray[np.float64]
 Progress = Callable[[str, float, float], None]
 """Called with a line of text, what is done, and what there is to do."""
+
+Keep = Callable[[Plan, nn.Module, OneShot, "Drop"], None]
+"""Called with each plan that was tried, the network pruned by it, how, and the accuracy it costs."""
 
 FORMAT, VERSION = "blockpunch-evaluations", 1
 
@@ -84,6 +88,7 @@ class Evaluation:
         store: JSON file of the evaluations.
         seed: of the pruning.
         progress: told about the layers of a running evaluation.
+        keep: given each pruned network, before the evaluation is stored.
 
     Raises:
         DataError: the network does not give one score for each class, a label is none of them, or the store is of
@@ -92,9 +97,10 @@ class Evaluation:
 
     def __init__(self, model: nn.Module, images: Sequence[Tensor], held_out: Sequence[Tensor],
                  labels: npt.NDArray[np.int64] | None = None, *, store: str | Path | None = None, seed: int = 0,
-                 progress: Progress | None = None) -> None:
+                 progress: Progress | None = None, keep: Keep | None = None) -> None:
         self.model, self.images, self.held_out, self.labels, self.seed = model, images, held_out, labels, seed
         self.store, self.progress = None if store is None else Path(store), progress
+        self.keep = keep
         self.scores = self._ask(model)
         if labels is not None and (len(labels) != len(self.scores) or labels.min() < 0
                                    or labels.max() >= self.scores.shape[1]):
@@ -107,8 +113,11 @@ class Evaluation:
         key = _key(plan)
         if key not in self.known:
             pruned = copy.deepcopy(self.model)
-            prune_oneshot_(pruned, plan, self.images, seed=self.seed, progress=self._layer)
-            self.known[key] = drop(self.scores, self._ask(pruned), self.labels)
+            how = prune_oneshot_(pruned, plan, self.images, seed=self.seed, progress=self._layer)
+            found = drop(self.scores, self._ask(pruned), self.labels)
+            if self.keep is not None:
+                self.keep(plan, pruned, how, found)
+            self.known[key] = found
             if self.store is not None:
                 record = {"format": FORMAT, "version": VERSION, "source": self._source(),
                           "drops": {known: asdict(found) for known, found in self.known.items()}}
@@ -119,6 +128,7 @@ class Evaluation:
         if self.progress is not None:
             self.progress(f"trying plan {len(self.known) + 1}: {name}", done, total)
 
+    @memory_kept()
     def _ask(self, model: nn.Module) -> Floats:
         """Scores ``[images, classes]``."""
         training = model.training
@@ -160,5 +170,4 @@ class Evaluation:
 
 def _key(plan: Plan) -> str:
     """What a plan does to the weights, whatever its reasons."""
-    rows = [(name, str(entry.scheme), entry.rate) for name, entry in plan.pruned().items()]
-    return hashlib.sha256(repr(rows).encode()).hexdigest()[:24]
+    return hashlib.sha256(repr(plan.effect()).encode()).hexdigest()[:24]

@@ -25,7 +25,7 @@ from blockpunch.measure.layers import LayerTime, time_layers
 from blockpunch.measure.machine import survey
 from blockpunch.measure.quality import Check, Comparison, compare
 from blockpunch.optimize.event import Event
-from blockpunch.optimize.mapping import MappingStages
+from blockpunch.optimize.mapping import MappingStages, tried_file
 from blockpunch.optimize.photos import Photos
 from blockpunch.optimize.recovery import Recovery
 from blockpunch.optimize.source import Source
@@ -156,7 +156,8 @@ class Job:
         recovery = Recovery(self.source, plan, photos, s.minutes, s.batch, s.learning_rate, s.seed, self.show)
         self._key = fingerprint(self._key, s.seed, photos.facts())
         one_shot = self.work.file("one-shot.safetensors")
-        self.work.stage("prune", self._key, [one_shot.name], lambda: recovery.one_shot(one_shot))
+        self.work.stage("prune", self._key, [one_shot.name],
+                        lambda: recovery.one_shot(one_shot, tried_file(self.work, self.source, photos, plan)))
         self._key = fingerprint(self._key, s.minutes, s.batch, s.learning_rate)
         checkpoint = self.work.file(f"recover-{self._key[:12]}.safetensors")
         return dict(self.work.stage("recover", self._key, ["pruned.onnx"],

@@ -21,7 +21,7 @@ from blockpunch.mapping.table import LatencyTable, table_path
 from blockpunch.measure.quality import Check
 from blockpunch.optimize.event import Event
 from blockpunch.optimize.photos import Photos, check_batches, split_photos
-from blockpunch.optimize.recovery import ONE_SHOT_BATCH
+from blockpunch.optimize.recovery import ONE_SHOT_BATCH, save_one_shot
 from blockpunch.optimize.source import Source
 from blockpunch.optimize.workfolder import WorkFolder, fingerprint
 from blockpunch.plan import Plan
@@ -29,6 +29,7 @@ from blockpunch.report import MappingFacts
 from blockpunch.target import Target
 
 if TYPE_CHECKING:
+    from blockpunch.mapping.evaluation import Keep
     from blockpunch.mapping.search import Executor, Found
     from blockpunch.pruning.layer_errors import LayerErrors
 
@@ -40,7 +41,7 @@ ERROR_IMAGES = 128
 
 def exact_on_images(model: Any, images: Sequence[Any], network: Network, table: LatencyTable, goal: Goal, *,
                     errors: Path, trials: Path, held_out: Sequence[Any] = (), labels: Labels | None = None,
-                    progress: Progress = lambda text, done, total: None) -> Mapped:
+                    progress: Progress = lambda text, done, total: None, keep: Keep | None = None) -> Mapped:
     """The best plan for a goal; what was computed stays on disk, and the same call goes on from there. Needs torch.
 
     Args:
@@ -52,6 +53,7 @@ def exact_on_images(model: Any, images: Sequence[Any], network: Network, table: 
         held_out: batches of other images, on which plans are tried.
         labels: of these, as numbers of outputs; None: the dense network's confidence stands in.
         progress: told about everything that takes long.
+        keep: given each network that was pruned in a trial.
 
     Raises:
         DataError: files that belong to another model or to other images; images the network cannot take.
@@ -62,7 +64,7 @@ def exact_on_images(model: Any, images: Sequence[Any], network: Network, table: 
     found = errors_on_images(model, images, network, table, errors, progress)
     if goal.max_drop is None:
         return map_exact(network, table, found.errors, goal, importance=found.sensitivity)
-    lost = Evaluation(model, images, held_out, labels, store=trials, progress=progress)
+    lost = Evaluation(model, images, held_out, labels, store=trials, progress=progress, keep=keep)
     exact = Exact.solve(network, table, found.errors, found.sensitivity)
     return map_within_drop(exact, goal.max_drop, lambda plan: (lost(plan).points, lost(plan).error))
 
@@ -96,12 +98,17 @@ def errors_on_images(model: Any, images: Sequence[Any], network: Network, table:
                         progress=lambda done, total, name: progress(f"errors: {name}", done, total))
 
 
+def tried_file(work: WorkFolder, source: Source, photos: Photos, plan: Plan) -> Path:
+    """Where a trial leaves its pruned network: pruning by the same plan, on the same photos, is not done twice."""
+    return work.file(f"tried-{fingerprint(source.key, photos.facts(), plan.effect())[:12]}.safetensors")
+
+
 @dataclass
 class MappingStages:
     """The stages ``profile`` and ``map`` of a job, for one network and one goal.
 
-    Files in the work folder: ``plan.json``, ``errors-KEY.json``, ``trials-KEY.json``. The table is ``table``, or in the
-    user's cache, where other networks find it.
+    Files in the work folder: ``plan.json``, ``errors-KEY.json``, ``trials-KEY.json``,
+    ``tried-KEY.safetensors``. The table is ``table``, or in the user's cache, where other networks find it.
     """
 
     work: WorkFolder
@@ -172,7 +179,15 @@ class MappingStages:
                 labels = self.held_out.labels + self.held_out.offset
         return exact_on_images(GraphModule(self.source.graph), photos.centres(fit, ONE_SHOT_BATCH), network, table,
                                self.goal, errors=self._store("errors", photos), trials=self._store("trials", photos),
-                               held_out=held_out, labels=labels, progress=self._tell)
+                               held_out=held_out, labels=labels, progress=self._tell, keep=self._keep)
+
+    def _keep(self, plan: Plan, pruned: Any, found: Any, drop: Any) -> None:
+        """Of the networks that reach the goal the last one, which is the fastest."""
+        if self.goal.max_drop is not None and drop.points <= self.goal.max_drop and self.photos is not None:
+            path = tried_file(self.work, self.source, self.photos, plan)
+            save_one_shot(path, pruned, found)
+            for other in set(path.parent.glob("tried-*.safetensors")) - {path}:
+                other.unlink(missing_ok=True)
 
     def _store(self, name: str, photos: Photos) -> Path:
         """A file of this network, these photos and this way to try plans: others do not meet it."""

@@ -21,6 +21,14 @@ WATCHED = 128
 """Photos at most that nothing is fitted to: they tell whether distillation helped, or learned its photos by heart."""
 
 
+def save_one_shot(path: Path, pruned: Any, found: Any) -> None:
+    """Write a network pruned in one shot, and the :class:`OneShot` that tells how, for :meth:`Recovery.run`."""
+    from blockpunch.pruning import checkpoint
+
+    tensors = {f"model/{name}": tensor for name, tensor in pruned.state_dict().items()}
+    checkpoint.save(path, tensors | {f"mask/{name}": mask.byte() for name, mask in found.masks.items()}, {})
+
+
 @dataclass
 class Recovery:
     """Prunes ``source`` by ``plan`` on ``photos``, and distils it for ``minutes`` (0: not at all). Needs torch."""
@@ -34,11 +42,16 @@ class Recovery:
     seed: int
     show: Callable[[Event], None]
 
-    def one_shot(self, path: Path) -> dict[str, int]:
-        """Prune in one shot, into the file ``path`` that :meth:`run` begins with. Returns how many layers changed."""
+    def one_shot(self, path: Path, tried: Path | None = None) -> None:
+        """Prune in one shot, into the file ``path`` that :meth:`run` begins with.
+
+        ``tried`` takes its place where it is there: the same, from a trial of the plan.
+        """
         import torch
 
-        from blockpunch.pruning import checkpoint
+        if tried is not None and tried.exists():
+            tried.replace(path)
+            return
         from blockpunch.pruning.graph_module import GraphModule
         from blockpunch.pruning.oneshot import prune_oneshot_
 
@@ -48,9 +61,7 @@ class Recovery:
         found = prune_oneshot_(student, self.plan, self.photos.centres(fit, ONE_SHOT_BATCH),
                                progress=lambda done, total, name: self.show(
                                    Event(f"one-shot: layer {done} of {total}", done, total)))
-        tensors = {f"model/{name}": tensor for name, tensor in student.state_dict().items()}
-        checkpoint.save(path, tensors | {f"mask/{name}": mask.byte() for name, mask in found.masks.items()}, {})
-        return {"layers": len(found.errors)}
+        save_one_shot(path, student, found)
 
     def run(self, path: Path, one_shot: Path, checkpoint: Path) -> str:
         """Write the ONNX file ``path``; goes on from ``checkpoint`` where there is one. Returns what was done."""

@@ -22,6 +22,7 @@ from torch import nn
 from blockpunch.atomic import write_text
 from blockpunch.errors import DataError, SelectorError
 from blockpunch.plan import Layer
+from blockpunch.pruning.allocator import memory_kept
 from blockpunch.pruning.hessian import Moments, grouped, input_columns, positions
 from blockpunch.pruning.looking import images_in, shared, unfit
 from blockpunch.pruning.norms import norms_behind
@@ -91,6 +92,7 @@ class LayerErrors:
                             fix="remove the file; it is computed anew") from error
 
 
+@memory_kept()
 def layer_errors(model: nn.Module, batches: Iterable[Any], candidates: Mapping[str, Sequence[Candidate]], *,
                  store: str | Path | None = None, seed: int = 0, progress: Progress | None = None) -> LayerErrors:
     """The error of each layer by itself for each of its candidates; the model is left as it is.
@@ -117,8 +119,7 @@ def layer_errors(model: nn.Module, batches: Iterable[Any], candidates: Mapping[s
     twins = shared(model, layers.values())
     result.skipped |= {name: reason for name in candidates
                        if (reason := unfit(model.get_submodule(name), calls[name], twins.get(name)))}
-    wanted = {name: [(scheme, rate) for scheme, rate in rows if name not in result.sensitivity
-                     or (str(scheme), float(rate)) not in result.errors.get(name, {})]
+    wanted = {name: _wanted(rows, result.errors.get(name, {}), name in result.sensitivity)
               for name, rows in _parsed(candidates) if name not in result.skipped}
     missing = [layers[name] for name, rows in wanted.items() if rows]
     done = len(candidates) - len(missing)
@@ -150,6 +151,16 @@ def _parsed(candidates: Mapping[str, Sequence[Candidate]]) -> Iterator[tuple[str
     for name, rows in candidates.items():
         yield name, [(Scheme.parse(scheme) if isinstance(scheme, str) else scheme, float(rate))
                      for scheme, rate in rows]
+
+
+def _wanted(rows: Sequence[tuple[Scheme, float]], known: Mapping[tuple[str, float], float],
+            finished: bool) -> list[tuple[Scheme, float]]:
+    """The candidates without an error, and where the sensitivity is missing, too, the known one that it is taken at."""
+    missing = [(scheme, rate) for scheme, rate in rows if (str(scheme), rate) not in known]
+    pruning = [(scheme, rate) for scheme, rate in rows if (str(scheme), rate) in known and rate > 1]
+    if finished or not pruning:
+        return missing
+    return [*missing, min(pruning, key=lambda row: abs(known[str(row[0]), row[1]] - TYPICAL))]
 
 
 def _begun(store: str | Path | None, source: str) -> LayerErrors:

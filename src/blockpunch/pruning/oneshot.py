@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from blockpunch.plan import Plan
+from blockpunch.pruning.allocator import memory_kept
 from blockpunch.pruning.counts import LayerCount, PruneReport
 from blockpunch.pruning.hessian import Moments, grouped, input_columns, positions
 from blockpunch.pruning.lockstep import stops
@@ -50,6 +51,7 @@ class OneShot:
     skipped: dict[str, str] = field(default_factory=dict)
 
 
+@memory_kept()
 def prune_oneshot_(model: nn.Module, plan: Plan, batches: Iterable[Any], *, seed: int = 0,
                    progress: Progress | None = None) -> OneShot:
     """Prune ``model`` in place by ``plan``, every weight that stays made to fit.

@@ -29,6 +29,8 @@ CONNECT_S = 5.0
 class Evaluator(Protocol):
     """Says how good a pruned network is. Can be pickled, and called by several threads at once.
 
+    One that takes long should have a method ``stop()``, after which running calls raise as soon as they can.
+
     Attributes:
         fingerprint: tells it from evaluators that would say something else.
     """
@@ -63,7 +65,7 @@ class Local:
 
     @contextmanager
     def serve(self, evaluator: Evaluator) -> Iterator[Evaluate]:
-        """Threads until the block ends; an interrupt drops what has not begun."""
+        """Threads until the block ends; an interrupt drops what has not begun, and stops what has."""
         pool = ThreadPoolExecutor(self.workers)
 
         def evaluate(candidates: Sequence[Cells], thorough: bool) -> Iterator[tuple[int, float]]:
@@ -74,6 +76,9 @@ class Local:
         try:
             with one_thread_each():
                 yield evaluate
+        except BaseException:
+            getattr(evaluator, "stop", lambda: None)()
+            raise
         finally:
             pool.shutdown(cancel_futures=True)
 

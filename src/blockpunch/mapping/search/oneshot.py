@@ -19,6 +19,7 @@ from blockpunch.data import spread
 from blockpunch.errors import DataError
 from blockpunch.mapping.search.executors import Cells
 from blockpunch.plan import DENSE, LayerPlan, Plan
+from blockpunch.pruning.allocator import memory_kept
 from blockpunch.pruning.objectives import output_loss, tensors
 from blockpunch.pruning.oneshot import prune_oneshot_
 from blockpunch.pruning.torch_prune import module_layers
@@ -48,7 +49,7 @@ class OneShotLoss:
         if not images or not held_out:
             raise DataError("no images to compare answers on", fix="give more photos: some to fit on, some to compare")
         self.model, self.images, self.held_out = copy.deepcopy(model).eval(), images, held_out
-        self.seed, self.share = seed, share
+        self.seed, self.share, self._stopped = seed, share, False
         self.wanted = self._ask(self.model)
         self.fingerprint = self._fingerprint()
 
@@ -57,11 +58,20 @@ class OneShotLoss:
         network = copy.deepcopy(self.model)
         plan = Plan({layer.name: LayerPlan(*cells.get(layer.name, (DENSE, 1.0))) for layer in module_layers(network)})
         count = len(self.images) if thorough else max(1, round(self.share * len(self.images)))
-        prune_oneshot_(network, plan, spread(self.images, count), seed=self.seed)
+        prune_oneshot_(network, plan, spread(self.images, count), seed=self.seed, progress=self._go_on)
         found = [output_loss(mine, wanted, 1.0) * len(mine) for mine, wanted
                  in zip(self._ask(network), self.wanted, strict=True)]
         return float(torch.stack(found).sum()) / sum(len(batch) for batch in self.held_out)
 
+    def stop(self) -> None:
+        """Let running calls end with an error before their next layer."""
+        self._stopped = True
+
+    def _go_on(self, done: int, total: int, name: str) -> None:
+        if self._stopped:
+            raise RuntimeError(f"stopped at layer {name}")
+
+    @memory_kept()
     def _ask(self, network: nn.Module) -> list[torch.Tensor]:
         with torch.no_grad():
             return [output for batch in self.held_out for output in tensors(network(batch))]
