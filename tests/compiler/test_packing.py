@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from blockpunch.compiler import StepInfo, compile_graph
 from blockpunch.compiler.lists import lists_of, runs_of, tap_sets
-from blockpunch.compiler.packing import heights, pack, pack_own, row_orders, stored_columns, unpack
+from blockpunch.compiler.packing import heights, pack, pack_own, row_orders, stored_columns, unpack, unpack_own
 from blockpunch.target import Target
 
 
@@ -51,17 +51,23 @@ def test_pack_keeps_every_weight(weights: np.ndarray, height: int, seed: int) ->
 
 
 @settings(max_examples=100, deadline=None, derandomize=True, database=None)
-@given(matrices(), st.sampled_from((1, 2, 4, 8)))
-def test_lists_of_their_own_keep_every_weight(weights: np.ndarray, height: int) -> None:
-    segments = pack_own(weights, height)
-    np.testing.assert_array_equal(unpack(segments, weights.shape[1]), weights)
-    assert sorted(np.concatenate([s.filters for s in segments])) == list(range(len(weights)))
-    counts = np.count_nonzero(weights, axis=1)
+@given(matrices(), st.sampled_from((1, 2, 4, 8)), st.integers(1, 40), st.integers(1, 5))
+def test_lists_of_their_own_keep_every_weight(weights: np.ndarray, height: int, columns: int, parts: int) -> None:
+    segments = pack_own(weights, height, columns, parts)
+    np.testing.assert_array_equal(unpack_own(segments, weights.shape[1]), weights)
+    assert sorted(np.concatenate([s.filters[0] for s in segments])) == list(range(len(weights)))
     for s in segments:
         assert s.starts[-1] == len(s.columns) == len(s.panel) and s.columns.shape == s.panel.shape
-        longest = counts[s.filters].reshape(-1, s.height).max(axis=1)
-        np.testing.assert_array_equal(np.diff(s.starts), longest)
-        assert s.columns.min(initial=0) >= 0 and s.columns.max(initial=0) < weights.shape[1]
+        assert len(s.parts) == min(parts, s.blocks) + 1 and np.diff(s.parts).max() <= np.diff(s.parts).min() + 1
+        steps = np.diff(s.starts).reshape(-1, s.blocks)
+        for index, filters in enumerate(s.filters):
+            first, behind = index * columns, min((index + 1) * columns, weights.shape[1])
+            longest = np.count_nonzero(weights[filters, first:behind], axis=1).reshape(-1, s.height).max(axis=1)
+            np.testing.assert_array_equal(steps[index], longest)
+            stored = s.columns[s.starts[index * s.blocks]:s.starts[(index + 1) * s.blocks]]
+            assert stored.size == 0 or first <= stored.min() <= stored.max() < behind
+            for start, end in pairwise(s.parts * s.height):  # a part keeps its filters: they are one thread's
+                assert sorted(filters[start:end]) == sorted(s.filters[0][start:end])
 
 
 @settings(max_examples=100, deadline=None, derandomize=True, database=None)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import conv_cases
 import numpy as np
 import pytest
-from harness import Bundle, check
+from harness import Bundle, check, fused
 
 from blockpunch.compiler import Choice, compile_graph, schedule
-from blockpunch.compiler.forms import FORMS
+from blockpunch.compiler.forms import FORMS, rows
 from blockpunch.target import Target
 
 ROUNDS = 7
@@ -51,3 +51,24 @@ def test_maps_beyond_the_cache_are_fetched_ahead(stride: int) -> None:
     b.output(b.conv(x, b.weights(128, 16, 3, 3, keep=keep), pads=(1, 1, 1, 1), stride=(stride, stride)))
     program = check(b, target, flags=("-O1",))
     assert "L->in_plane + L->reach" in program.source["model.c"]
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_sums_wait_between_slices_of_the_channels(stride: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Zeros without structure: parts of filters, slices of channels, a residual, a last block that is smaller."""
+    monkeypatch.setattr(schedule, "_WORST", 1e9)
+    monkeypatch.setattr(rows, "_PART", 4)  # parts already where filters are few
+    b = Bundle(11)
+    x = b.value(2, 21, 10, 7)
+    w = b.weights(23, 21, 3, 3, keep=b.rng.random((23, 21, 3, 3)) < 0.2)
+    residual = b.value(2, 23, 10 // stride, -(-7 // stride))
+    b.output(b.conv(x, w, pads=(1, 1, 1, 1), stride=(stride, stride), epilogue=(fused("Add", 3), fused("Relu")),
+                    operands=(residual,)))
+    target = Target.host()
+    options = compile_graph(b.graph, target).options
+    name, item = next((name, item) for name, item in options.items() if "rows" in {c.form for c in item.choices})
+    own = [choice for choice in item.choices if choice.form == "rows"]
+    assert {choice.chunk for choice in own} == {6, 11, 21}
+    for choice in {(c.height, c.chunk < 21): c for c in own}.values():
+        program = check(b, target, flags=("-O1",), choices={name: choice})
+        assert program.options[name].chosen == choice

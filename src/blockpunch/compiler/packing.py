@@ -26,8 +26,7 @@ class Segment:
         height: P, filters per block.
         filters: [blocks * P] original filter of each row.
         starts: [blocks + 1] first column of each block in ``columns``.
-        columns: [total] surviving columns, block after block; [total, P] where every filter has its own
-            (:func:`pack_own`).
+        columns: [total] surviving columns, block after block.
         panel: [total, P] weights.
     """
 
@@ -41,6 +40,32 @@ class Segment:
     def blocks(self) -> int:
         """Number of row blocks."""
         return len(self.starts) - 1
+
+
+@dataclass(frozen=True)
+class OwnLists:
+    """Row blocks of one height in which every filter has its own columns, slice after slice of the columns.
+
+    Attributes:
+        height: P, filters per block, whose lists are walked in step.
+        parts: [parts + 1] first block of each part; a part has the same filters in every slice.
+        filters: [slices, blocks * P] original filter of each row.
+        starts: [slices * blocks + 1] first step of each block of each slice.
+        columns: [steps, P] columns of the matrix.
+        panel: [steps, P] weights.
+    """
+
+    height: int
+    parts: Ints
+    filters: Ints
+    starts: Ints
+    columns: Ints
+    panel: Floats
+
+    @property
+    def blocks(self) -> int:
+        """Number of row blocks of a slice."""
+        return int(self.parts[-1])
 
 
 @dataclass(frozen=True)
@@ -110,29 +135,50 @@ def pack(weights: Floats, order: npt.NDArray[np.intp], height: int) -> list[Segm
     return segments
 
 
-def pack_own(weights: Floats, height: int) -> list[Segment]:
+def pack_own(weights: Floats, height: int, slice_columns: int, parts: int) -> list[OwnLists]:
     """Store ``weights`` [filters, columns] in blocks of ``height`` filters, each with its own list of columns.
 
     Filters with nearly as many weights share a block. All lists of a block are as long as its longest: the others end
-    with zeros for the first column.
+    with zeros for the first column of the slice.
+
+    Args:
+        weights: [filters, columns].
+        height: P, filters per block.
+        slice_columns: columns of a slice; the last one may have fewer.
+        parts: sets of filters with about equal work; of fewer blocks, one for each block.
     """
-    segments = []
-    counts = np.count_nonzero(weights, axis=1)
-    order = np.argsort(-counts, kind="stable")
-    start = 0
+    nonzero = weights != 0
+    order, start, found = np.argsort(-nonzero.sum(axis=1), kind="stable"), 0, []
     for p, rows in heights(len(weights), height):
         rows_of = order[start:start + rows].reshape(-1, p)
         start += rows
-        rows_of = rows_of[_spread(counts[rows_of].max(axis=1))]
-        starts = np.zeros(rows // p + 1, np.int32)
-        np.cumsum(counts[rows_of].max(axis=1), out=starts[1:])
-        columns, panel = np.zeros((starts[-1], p), np.int32), np.zeros((starts[-1], p), np.float32)
-        for index, row in enumerate(rows_of.ravel()):
-            kept, begin = np.flatnonzero(weights[row]), starts[index // p]
-            columns[begin:begin + len(kept), index % p] = kept
-            panel[begin:begin + len(kept), index % p] = weights[row, kept]
-        segments.append(Segment(p, rows_of.ravel().astype(np.int32), starts, columns, panel))
-    return segments
+        rows_of = rows_of[_spread(nonzero[rows_of].sum(axis=2).max(axis=1))]
+        sets = [part.ravel() for part in np.array_split(rows_of, min(parts, len(rows_of)))]
+        slices = [_pack_slice(weights, sets, p, first, min(first + slice_columns, weights.shape[1]))
+                  for first in range(0, weights.shape[1], slice_columns)]
+        steps = np.concatenate([[0], np.cumsum(np.concatenate([counts for _, counts, _, _ in slices]))])
+        found.append(OwnLists(
+            p, np.cumsum([0, *(len(part) // p for part in sets)], dtype=np.int32),
+            np.stack([filters for filters, _, _, _ in slices]).astype(np.int32), steps.astype(np.int32),
+            np.concatenate([columns for _, _, columns, _ in slices]),
+            np.concatenate([panel for _, _, _, panel in slices])))
+    return found
+
+
+def _pack_slice(weights: Floats, sets: Sequence[npt.NDArray[np.intp]], p: int, first: int,
+                behind: int) -> tuple[npt.NDArray[np.intp], Ints, Ints, Floats]:
+    """Filters [rows], steps of each block, columns and weights [steps, P], of the columns ``first`` to ``behind``."""
+    count = np.count_nonzero(weights[:, first:behind], axis=1)
+    filters = np.concatenate([part[np.argsort(-count[part], kind="stable")] for part in sets])
+    steps = count[filters].reshape(-1, p).max(axis=1).astype(np.int32)
+    starts = np.cumsum(steps) - steps
+    row, column = np.nonzero(weights[filters, first:behind])
+    place = np.arange(len(row)) - np.repeat(np.cumsum(count[filters]) - count[filters], count[filters])
+    columns = np.full((steps.sum(), p), first, np.int32)
+    panel = np.zeros((steps.sum(), p), np.float32)
+    columns[starts[row // p] + place, row % p] = column + first
+    panel[starts[row // p] + place, row % p] = weights[filters[row], column + first]
+    return filters, steps, columns, panel
 
 
 def _spread(work: npt.NDArray[np.int_]) -> npt.NDArray[np.intp]:
@@ -156,5 +202,14 @@ def unpack(segments: list[Segment], columns: int) -> Floats:
     for s in segments:
         block = np.repeat(np.arange(s.blocks), np.diff(s.starts))
         rows = s.filters.reshape(s.blocks, s.height)[block]
-        np.add.at(out, (rows, s.columns if s.columns.ndim == 2 else s.columns[:, None]), s.panel)
+        np.add.at(out, (rows, s.columns[:, None]), s.panel)
+    return out
+
+
+def unpack_own(segments: list[OwnLists], columns: int) -> Floats:
+    """The matrix that was packed: the inverse of :func:`pack_own`, for tests."""
+    out = np.zeros((sum(s.filters.shape[1] for s in segments), columns), np.float32)
+    for s in segments:
+        block = np.repeat(np.arange(len(s.starts) - 1), np.diff(s.starts))
+        np.add.at(out, (s.filters.reshape(-1, s.height)[block], s.columns), s.panel)
     return out

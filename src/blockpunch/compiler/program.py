@@ -50,7 +50,8 @@ class Choice:
         form: ``pixels`` or ``filters``, for what lies along a vector, ``patterns`` or ``winograd``.
         height: P, filters per row block, or whose sums share the cache.
         tile: pixel vectors, or rows of the map, per register tile; pixels along a side of a Winograd tile.
-        chunk: pixel vectors, or Winograd tiles, that all row blocks sweep before the next chunk.
+        chunk: pixel vectors, or Winograd tiles, that all row blocks sweep before the next chunk; channels of a slice in
+            ``rows``.
         grouped: whether filters with equal column lists were brought side by side.
     """
 

@@ -46,8 +46,6 @@ class Pixels(BlockedForm):
     name = "pixels"
     tile_unit = "vectors"
     needs_sides = False
-    own_columns = False
-    """Whether every filter of a block has its own list of columns."""
 
     def schedules(self, layer: Layer) -> list[Schedule]:
         """Every block height with tiles that fill the registers, and chunks of one tile, of a few, of the plane."""
@@ -71,7 +69,7 @@ class Pixels(BlockedForm):
         plane, epilogue, width = layer.y.plane, layer.node.epilogue, layer.target.vector_floats
         assert plane
         height, shifts, masked = segment.height, layer.shifts, plane.zero_margin
-        vectors, rest = (layer.vectors, 0) if self.own_columns else _whole_and_rest(layer, height)
+        vectors, rest = _whole_and_rest(layer, height)
         chunks = -(-vectors // choice.chunk)
         mask = ctx.table("uint16_t", pixel_masks(plane, layer.rows, layer.vectors, width)) if masked else "0"
         fields |= {"mask": mask, "chunks": chunks, "chunk": choice.chunk, "vectors": vectors,
@@ -79,18 +77,17 @@ class Pixels(BlockedForm):
         if shifts:
             fields |= {"stop": ctx.table("int32_t", _stops(layer, segment)),
                        "inside": ctx.table("uint16_t", _inside(layer))}
-        far = chunks > 1 and not self.own_columns and _worth_fetching(layer, segment)
+        far = chunks > 1 and _worth_fetching(layer, segment)
         if far:
             fields |= {"channels": layer.channels, "in_plane": layer.x.strides[1],
                        "reach": max(dy * layer.x.strides[2] + dx for _, dy, dx in layer.node.attrs["taps"])}
         last = _last_tile(vectors, choice.chunk, choice.tile)
-        name = (f"conv{'_own' if self.own_columns else ''}_{height}x{choice.tile}"
+        name = (f"conv_{height}x{choice.tile}"
                 f"{f'_and{rest}of{last}' if rest else ''}{f'_shifts{len(shifts)}' if shifts else ''}"
                 f"{epilogue_name(epilogue)}{'_margin' if masked else ''}{'_far' if far else ''}")
         text = render("conv.c.j2", name=name, height=height, vectors=choice.tile, width=width, masked=masked,
                       loads=len(operands(layer.node)), prefetch=PREFETCH, by_lane=layer.target.isa == "neon",
-                      own=self.own_columns, far=far, epilogue=kernel_epilogue(epilogue), shifts=len(shifts), rest=rest,
-                      last=last)
+                      far=far, epilogue=kernel_epilogue(epilogue), shifts=len(shifts), rest=rest, last=last)
         return name, text, chunks
 
 

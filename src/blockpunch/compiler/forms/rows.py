@@ -1,9 +1,10 @@
 """Rows in step: R filters with a list of columns each, side by side; the form for zeros without any structure.
 
-Where filters share no columns, every multiply-add needs an input vector of its own. What is left to gain is
-everything else: tiles are as wide as the registers allow, so that a weight is broadcast for many vectors, and on
-narrow maps several filters walk their lists together, so that no sum waits for the multiply-add before it. Lists of
-one step are equally long: filters of nearly the same number of weights meet, and the shorter lists end with zeros.
+Where filters share no columns, every multiply-add needs an input vector of its own: loads bind. So the channels come in
+slices whose pixels stay in the first-level cache while all filters sweep them; sums wait in memory between slices. A
+weight is broadcast for as many vectors as registers allow, and several filters walk their lists together, so that no
+sum waits for the multiply-add before it. Lists of one step are equally long: in every slice filters of nearly the same
+number of weights meet, and the shorter lists end with zeros.
 """
 
 from __future__ import annotations
@@ -15,74 +16,171 @@ from blockpunch.compiler.forms.base import (
     FMA_LATENCY,
     FMA_PER_CYCLE,
     TILE_CYCLES,
+    Emitted,
+    Form,
     Layer,
     Schedule,
     stream_bytes,
 )
-from blockpunch.compiler.forms.pixels import STORE_CYCLES, Pixels, chunks_of, tile_sizes
-from blockpunch.compiler.packing import Ints, Segment, heights, pack_own
+from blockpunch.compiler.forms.blocked import column_offsets
+from blockpunch.compiler.forms.pixels import STORE_CYCLES
+from blockpunch.compiler.kernels.base import (
+    Context,
+    biases,
+    call,
+    epilogue_name,
+    kernel_epilogue,
+    operands,
+    pixel_masks,
+    render,
+    strides_of,
+)
+from blockpunch.compiler.packing import Ints, OwnLists, heights, pack_own
 from blockpunch.compiler.program import Choice
-from blockpunch.target import Target
 
 HEIGHTS = (1, 2, 4, 8)
 _MOST_SUMS = 28  # registers that hold them; inputs are operands in memory, weights need a few
 _LIST_CYCLES = 16.0  # the end of a list is not foreseen
+_SUM_CYCLES = 1.6  # a vector of sums to memory and back
+_UNITS = 4  # for each thread, at least, where filters are many
+_PART = 64  # filters, at least: each part loads the slices anew
 
 
-class Rows(Pixels):
-    """Pixels along the vectors, like the form it is derived from, but every filter has its own list."""
+class Rows(Form):
+    """Pixels along the vectors; every filter has its own list."""
 
     name = "rows"
     tile_unit = "vectors, each filter with columns of its own"
-    needs_sides = True
-    own_columns = True
 
     def schedules(self, layer: Layer) -> list[Schedule]:
-        """Every number of filters in step, with tiles that fill the registers."""
-        counts = np.sort(np.count_nonzero(layer.weights, axis=1))[::-1]
-        order = np.arange(len(counts))
+        """Every number of filters in step, with tiles that fill the registers, and slices of several sizes."""
+        channels, order = _channels(layer), np.arange(len(layer.weights))
+        kept = np.count_nonzero(layer.weights.reshape(len(order), channels, -1), axis=2)
+        slices = sorted({channels, *(-(-channels // n) for n in (2, 4, 8, 16, 32) if channels >= 4 * n)})
+        counts = {channels_of: _counts(kept, channels_of) for channels_of in slices}
         found = []
-        for height in (h for h in HEIGHTS if h <= len(counts)):
+        for height in (h for h in HEIGHTS if h <= len(order)):
             most = min((min(layer.target.registers - 4, _MOST_SUMS)) // height, layer.vectors)
-            steps = list(_steps(counts, height))
             for tile in sorted({most, most * 2 // 3, most // 2} - {0}, reverse=True):
-                for chunk in chunks_of(tile, layer.vectors, layer.threads):
-                    choice = Choice(self.name, height, tile, chunk, False)
-                    found.append(Schedule(choice, order, _cycles(steps, tile, chunk, layer)))
+                for channels_of in slices:
+                    choice = Choice(self.name, height, tile, channels_of, False)
+                    found.append(Schedule(choice, order, _cycles(counts[channels_of], choice, layer)))
         return found
 
-    def pack(self, layer: Layer, schedule: Schedule) -> list[Segment]:
-        """Filters of nearly as many weights share a block."""
-        return pack_own(layer.weights, schedule.choice.height)
+    def emit(self, layer: Layer, schedule: Schedule, ctx: Context) -> Emitted:
+        """One call per segment of equally many filters in step."""
+        choice, taps = schedule.choice, len(layer.node.attrs["taps"])
+        chunks = -(-layer.vectors // choice.tile)
+        segments = pack_own(layer.weights, choice.height, choice.chunk * taps, _parts(layer, chunks))
+        parts, helpers = [], {"conv_rows_layer": render("conv_rows_layer.c.j2")}
+        views = [layer.x, layer.y, *(ctx.view(other) for other in operands(layer.node))]
+        for segment in segments:
+            name, text = _kernel(layer, segment, choice)
+            fields = _fields(layer, segment, ctx) | {"chunks": chunks}
+            units = layer.x.shape[0] * chunks * (len(segment.parts) - 1)
+            parts.append((units, call(name, "conv_rows_layer", fields, views, ctx)))
+            helpers[name] = text
+        rows = max(int(np.diff(s.parts).max()) * s.height for s in segments)
+        sums = rows * choice.tile * layer.target.vector_floats if choice.chunk < _channels(layer) else 0
+        return Emitted(parts, helpers, sum(s.panel.size for s in segments),
+                       sum(s.panel.nbytes + s.columns.nbytes for s in segments), sums)
 
 
-def _steps(counts: Ints, height: int) -> list[tuple[int, Ints]]:
-    """(filters in step, steps of each block), for the numbers of weights of all filters, the largest first."""
-    found, start = [], 0
-    for p, rows in heights(len(counts), height):
-        found.append((p, counts[start:start + rows:p]))
+def _kernel(layer: Layer, segment: OwnLists, choice: Choice) -> tuple[str, str]:
+    """Name and text of the C function."""
+    plane, epilogue = layer.y.plane, layer.node.epilogue
+    assert plane
+    masked, sliced = plane.zero_margin, choice.chunk < _channels(layer)
+    far = 2 * segment.panel.nbytes > layer.target.l2_bytes / 2
+    chunks = -(-layer.vectors // choice.tile)
+    sizes = sorted({layer.vectors // chunks, -(-layer.vectors // chunks)})
+    name = (f"conv_rows_{segment.height}x{'_'.join(map(str, sizes))}{f'_slicesof{choice.tile}' if sliced else ''}"
+            f"{epilogue_name(epilogue)}{'_margin' if masked else ''}{'_far' if far else ''}")
+    width = layer.target.vector_floats
+    return name, render("conv_rows.c.j2", name=name, height=segment.height, sizes=sizes, width=width, masked=masked,
+                        sliced=sliced, far=far, sums=choice.tile * width, loads=len(operands(layer.node)),
+                        epilogue=kernel_epilogue(epilogue))
+
+
+def _fields(layer: Layer, segment: OwnLists, ctx: Context) -> dict[str, object]:
+    """Fields of the layer's struct."""
+    x, y, plane = layer.x, layer.y, layer.y.plane
+    assert plane
+    width = layer.target.vector_floats
+    return {
+        "w": ctx.table("float", segment.panel), "bias": ctx.table("float", biases(layer.node, ctx, y.shape[1])),
+        "column": ctx.table("int32_t", column_offsets(layer)[segment.columns]),
+        "start": ctx.table("int32_t", segment.starts), "part": ctx.table("int32_t", segment.parts),
+        "filter": ctx.table("int32_t", segment.filters), "place": ctx.table("int32_t", _places(segment)),
+        "mask": ctx.table("uint16_t", pixel_masks(plane, layer.rows, layer.vectors, width)) if plane.zero_margin
+        else "0",
+        "sums": "THREAD_SCRATCH", "blocks": segment.blocks, "parts": len(segment.parts) - 1,
+        "slices": len(segment.filters), "vectors": layer.vectors,
+        "in_image": x.strides[0], "out_image": y.strides[0], "out_plane": y.strides[1], "head": plane.origin,
+        "tail": plane.stride - plane.origin - layer.vectors * width,
+    } | strides_of([ctx.view(name) for name in operands(layer.node)], res_image=0, res_plane=1)
+
+
+def _places(segment: OwnLists) -> Ints:
+    """[slices, rows] the row's place among its part: that of its filter in the first slice."""
+    first = np.repeat(segment.parts[:-1], np.diff(segment.parts) * segment.height) * segment.height
+    place = np.zeros(int(segment.filters.max()) + 1, np.int32)
+    place[segment.filters[0]] = np.arange(segment.filters.shape[1]) - first
+    return place[segment.filters]
+
+
+def _channels(layer: Layer) -> int:
+    """Channels that the columns are sliced by; the phases of a strided input belong to one."""
+    return int(layer.weights.shape[1]) // len(layer.node.attrs["taps"])
+
+
+def _parts(layer: Layer, chunks: int) -> int:
+    """Sets of filters that are units of work of their own: where there are few chunks, threads need more."""
+    return max(min(-(-_UNITS * layer.threads // chunks), len(layer.weights) // _PART), 1)
+
+
+def _counts(kept: Ints, channels_of: int) -> Ints:
+    """[filters, slices] weights of each filter in each slice, in each slice the most first."""
+    edges = np.arange(0, kept.shape[1], channels_of)
+    return -np.sort(-np.add.reduceat(kept, edges, axis=1), axis=0)
+
+
+def _slab_bytes(layer: Layer, choice: Choice) -> float:
+    """Bytes of the lines that a slice's loads touch, for one tile of pixels."""
+    taps = np.array(layer.node.attrs["taps"])
+    lines = 0
+    for phase in np.unique(taps[:, 0]):
+        _, dy, dx = taps[taps[:, 0] == phase].T
+        reach = choice.tile * layer.target.vector_floats + int(np.ptp(dx)) + 15 * _shifted(layer)
+        lines += min(len(np.unique(dy)) * -(-reach // 16), -(-(reach + int(np.ptp(dy)) * layer.x.strides[2]) // 16))
+    return 64.0 * lines * choice.chunk
+
+
+def _shifted(layer: Layer) -> bool:
+    """Whether most input vectors lie on two cache lines."""
+    return len(layer.node.attrs["taps"]) > 1
+
+
+def _load_cycles(layer: Layer, choice: Choice) -> float:
+    """Cycles to load one input vector, by how much of the slice stays in the first-level cache."""
+    near, more = (1.08, 0.25) if _shifted(layer) else (0.8, 0.4)
+    return near + more * max(1 - 0.7 * layer.target.l1_bytes / _slab_bytes(layer, choice), 0.0)
+
+
+def _cycles(counts: Ints, choice: Choice, layer: Layer) -> float:
+    """``counts``: [filters, slices] weights of each filter in each slice, in each slice the most first."""
+    target, chunks = layer.target, -(-layer.vectors // choice.tile)
+    size, slices = layer.vectors / chunks, counts.shape[1]
+    load = _load_cycles(layer, choice) * max(target.vector_floats / 16, 0.5)
+    total, start = 0.0, 0
+    for height, rows in heights(len(counts), choice.height):
+        steps, sums = counts[start:start + rows:height], height * size
         start += rows
-    return found
-
-
-def _line_cycles(slab_bytes: float, target: Target) -> float:
-    """Cycles to load one input vector. Many loads are under way at once: less than in a tile that waits for them."""
-    if slab_bytes <= 0.75 * target.l1_bytes:
-        return 1.05
-    if slab_bytes <= 0.15 * target.l2_bytes:
-        return 1.35
-    return 1.5 if slab_bytes <= 0.75 * target.l2_bytes else 2.0
-
-
-def _cycles(segments: list[tuple[int, Ints]], tile: int, chunk: int, layer: Layer) -> float:
-    target = layer.target
-    lines = layer.channels * (chunk * target.vector_floats / 16 + 1)
-    load = _line_cycles(64 * lines, target) * max(target.vector_floats / 16, 0.5)
-    weight_bytes = sum(8.0 * height * float(steps.sum()) for height, steps in segments)
-    total = -(-layer.vectors // chunk) * weight_bytes / stream_bytes(weight_bytes + 64 * lines, target)
-    for height, steps in segments:
-        for size, times in tile_sizes(layer.vectors, chunk, tile):
-            per_step = max(height * size / FMA_PER_CYCLE, height * (load * size + BROADCAST_CYCLES), FMA_LATENCY)
-            per_tile = TILE_CYCLES + _LIST_CYCLES + STORE_CYCLES * height * size
-            total += times * (float(steps.sum()) * per_step + len(steps) * per_tile)
+        per_step = max(sums / FMA_PER_CYCLE, load * sums + BROADCAST_CYCLES * height, FMA_LATENCY)
+        lists = steps.size * (TILE_CYCLES + _LIST_CYCLES / 2)
+        moved = len(steps) * sums * (STORE_CYCLES + _SUM_CYCLES * (slices - 1))
+        unforeseen = _LIST_CYCLES * np.count_nonzero(np.diff(steps, axis=0))  # lists as long as those before are not
+        weight_bytes = 8.0 * height * float(steps.sum())
+        stream = weight_bytes / stream_bytes(weight_bytes + _slab_bytes(layer, choice), target)
+        total += chunks * (float(steps.sum()) * per_step + lists + unforeseen + moved + stream)
     return total
