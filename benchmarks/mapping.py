@@ -1,6 +1,7 @@
 """Predicted against measured latency of whole networks under random mixed plans, one thread.
 
-    python benchmarks/mapping.py NET.onnx [...] [--table out/mapping/table.jsonl] [--plans 10] [--picture FILE.png]
+    python benchmarks/mapping.py NET.onnx [...] [--table out/mapping/table.jsonl] [--plans 10] [--seed 0] \
+        [--picture FILE.png]
 
 Profiles what the table lacks first (minutes for each network). Every plan is measured twice, the second time when all
 have been measured once, in turns with the dense network, whose time tells the machine's pace; the mean counts.
@@ -45,18 +46,17 @@ def random_plan(network: Network, rng: np.random.Generator) -> dict[str, Cell]:
     return cells
 
 
-def random_plans(network: Network, count: int) -> list[dict[str, Cell]]:
+def random_plans(network: Network, count: int, seed: int) -> list[dict[str, Cell]]:
     """The same ones each time."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     return [random_plan(network, rng) for _ in range(count)]
 
 
-def compare(network: Network, table: LatencyTable, count: int) -> list[Pair]:
+def compare(network: Network, table: LatencyTable, plans: list[dict[str, Cell]]) -> list[Pair]:
     """Milliseconds of random plans, and the machine's pace in each measurement."""
-    plans = random_plans(network, count)
     turns = [[measure(network, table, cells) for cells in plans] for _ in range(2)]
     return [{"measured": float(np.mean([1e3 * turn[at][0] / turn[at][1] for turn in turns])),
-             "pace": [turn[at][1] for turn in turns]} for at in range(count)]
+             "pace": [turn[at][1] for turn in turns]} for at in range(len(plans))]
 
 
 def off(pair: Pair) -> float:
@@ -64,13 +64,14 @@ def off(pair: Pair) -> float:
     return float(pair["predicted"] / pair["measured"] - 1)
 
 
-def look(network: Network, table: LatencyTable, plans: int) -> dict[str, Any]:
+def look(network: Network, table: LatencyTable, plans: int, seed: int) -> dict[str, Any]:
     """Profile what the table lacks, then measure plans."""
     start, cpu, known = time.monotonic(), sum(os.times()[:4]), len(table)
     rounds = profile(network, table, lambda text, done, total: print(f"{text} ({done:.0f} of {total:.0f})", flush=True))
     facts = {"known_before": known, "rounds": rounds, "cells": len(table) - known,
              "profile_s": round(time.monotonic() - start), "profile_cpu_s": round(sum(os.times()[:4]) - cpu)}
-    return {"header": table.header, "count": plans, **facts, "pairs": compare(network, table, plans)}
+    return {"header": table.header, "count": plans, "seed": seed, **facts,
+            "pairs": compare(network, table, random_plans(network, plans, seed))}
 
 
 def draw(found: dict[str, list[Pair]], path: Path) -> None:
@@ -101,6 +102,7 @@ def main() -> None:
     parser.add_argument("models", nargs="+", type=Path)
     parser.add_argument("--table", type=Path, default=Path("out/mapping/table.jsonl"))
     parser.add_argument("--plans", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=0, help="of the plans")
     parser.add_argument("--picture", type=Path, help="a .png to draw")
     args = parser.parse_args()
     target, store = Target.host(), args.table.with_suffix(".predictions.json")
@@ -108,10 +110,10 @@ def main() -> None:
     for model in args.models:
         table, row = LatencyTable(args.table, target, model=str(model)), rows.get(model.stem, {})
         network = Network(optimize(load_graph(model)), target)
-        if (row.get("header"), row.get("count")) != (table.header, args.plans):
-            rows[model.stem] = row = look(network, table, args.plans)
+        if (row.get("header"), row.get("count"), row.get("seed")) != (table.header, args.plans, args.seed):
+            rows[model.stem] = row = look(network, table, args.plans, args.seed)
             write_text(store, json.dumps(rows, indent=1) + "\n")
-        for pair, cells in zip(row["pairs"], random_plans(network, args.plans), strict=True):
+        for pair, cells in zip(row["pairs"], random_plans(network, args.plans, args.seed), strict=True):
             pair["predicted"] = 1e3 * predict(network, table, cells).seconds
         for number, pair in enumerate(row["pairs"]):
             print(f"{model.stem} {number}: predicted {pair['predicted']:.3f} ms, measured {pair['measured']:.3f} ms, "

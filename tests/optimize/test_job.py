@@ -149,7 +149,7 @@ def test_ctrl_c_in_the_middle_of_training(small_onnx, tmp_path):
     process.send_signal(signal.SIGINT)
     error = process.stderr.read()
     assert process.wait(30) == 130 and "Traceback" not in error, error
-    assert f"finished stages are kept in {tmp_path / 'out'}" in error
+    assert f"kept: finished stages in {tmp_path / 'out'};" in error
     left = {path.name for path in (tmp_path / "out").iterdir()}
     assert "pruned.onnx" not in left and not any(name.endswith(".part") for name in left)
 

@@ -7,6 +7,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -14,8 +15,12 @@ import typer
 from blockpunch.errors import BlockpunchError
 
 FAILED, INTERRUPTED = 1, 130
-#: Added to the line that an interrupted verb prints: what is kept on disk. Long verbs set it.
-kept: list[str] = []
+_kept: dict[Path, str] = {}
+
+
+def keeps(what: str, path: Path) -> None:
+    """From now on, an interrupted verb says that ``what`` is kept in ``path``, once that exists."""
+    _kept[path] = what
 
 
 def debugging() -> bool:
@@ -28,13 +33,14 @@ def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
+        _kept.clear()
         try:
             return function(*args, **kwargs)
         except KeyboardInterrupt:
             # An interrupt that passed through exec() (modules that write code do) leaves a flag in CPython that would
             # end the process by the signal, whatever its exit status; the next exec() clears it.
             exec("")
-            _complain(f"interrupted; {kept[-1] if kept else 'nothing was written'}")
+            _complain(f"interrupted; {_what_is_kept()}")
             raise typer.Exit(INTERRUPTED) from None
         except BlockpunchError as error:
             _raise_again(error)
@@ -61,6 +67,11 @@ def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
         raise typer.Exit(FAILED)
 
     return wrapper
+
+
+def _what_is_kept() -> str:
+    found = [f"{what} in {path}" for path, what in _kept.items() if path.exists()]
+    return f"kept: {', '.join(found)}; the same command goes on from there" if found else "nothing was written"
 
 
 def _raise_again(error: BaseException) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from blockpunch.cli import show
-from blockpunch.cli.guard import kept
+from blockpunch.cli.guard import keeps
 from blockpunch.cli.optimizing import HeldOut, LabelOffset, LatencyMs, MaxDrop, Speedup, held_out_photos
 from blockpunch.cli.options import Json, Output, Shape, Threads, check_output, parse_shapes
 from blockpunch.cli.pruning import Limit, OnnxModel, Recipe
@@ -47,7 +47,7 @@ def profile_(
         output.unlink(missing_ok=True)
     start, chosen = time.monotonic(), Target.named(target)
     table = LatencyTable(output, chosen, threads, model=str(model))
-    kept.append(f"what was measured is in {output}; the same command goes on from there")
+    keeps("what was measured", output)
     network = Network(optimize(load_graph(model, shape=parse_shapes(shape))), chosen, threads)
     before = len(table)
     with show.Watching() as watching:
@@ -147,7 +147,7 @@ def _exact(graph: Graph, network: Network, table: LatencyTable, goal: Goal, give
     from blockpunch.pruning.graph_module import GraphModule
 
     check_output(given.errors)
-    kept.append(f"errors of the layers so far are in {given.errors}; the same command goes on from there")
+    keeps("errors of the layers so far", given.errors)
     size = graph.shape(graph.inputs[0])[-1]
     recipe, paths = Preprocess.named(given.preprocess, size), list_images(given.photos, limit=given.limit)
     fit, other = split_photos(len(paths), size)

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from blockpunch.cli import show
-from blockpunch.cli.guard import kept
+from blockpunch.cli.guard import keeps
 from blockpunch.cli.options import Shape, Threads, Tune, comma_list, parse_shapes
 from blockpunch.cli.pruning import Block, Limit, Only, OnnxModel, PlanFile, Recipe, Skip
 from blockpunch.data import Preprocess, class_folders, labelled_images, list_images
@@ -79,7 +79,7 @@ def optimize(
     The goal is --speedup (1.5 if there is none), --latency-ms or --max-drop. --scheme, --rate or --plan take the place
     of the mapping. Interrupt it at will: it goes on where it was.
     """
-    kept.append(f"finished stages are kept in {output}; the same command goes on from there")
+    keeps("finished stages", output)
     goals = [speedup, latency_ms, max_drop]
     source = OnnxSource(model, parse_shapes(shape))
     size = source.graph.shape(source.graph.inputs[0])[-1]

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from blockpunch.cli import show
-from blockpunch.cli.guard import kept
+from blockpunch.cli.guard import keeps
 from blockpunch.cli.options import Json, Output, Shape, check_output, parse_shapes
 from blockpunch.data import PREPROCESS, Preprocess, list_images
 from blockpunch.errors import DataError, PlanError
@@ -157,7 +157,7 @@ def _distilled(model: Path, plan: Plan, output: Path, folder: Path, minutes: flo
     from blockpunch.pruning.recover import Status
 
     checkpoint = output.with_name(output.name + ".checkpoint")
-    kept.append(f"the training so far is kept in {checkpoint}; the same command goes on from there")
+    keeps("the training so far", checkpoint)
     with show.Watching() as watching:
         def progress(status: Status) -> None:
             watching(Event(f"distil: step {status.step}, loss {status.loss:.3f}", status.seconds, minutes * 60))
@@ -179,7 +179,7 @@ def _trained(model: Path, plan: Plan, output: Path, folder: Path, method: str, m
     graph = load_graph(model, shape=shapes)
     size = graph.shape(graph.inputs[0])[-1]
     checkpoint = output.with_name(output.name + ".checkpoint")
-    kept.append(f"the training so far is kept in {checkpoint}; the same command goes on from there")
+    keeps("the training so far", checkpoint)
     with show.Watching() as watching:
         data = load_training_set(folder, size, limit=limit,
                                  progress=lambda done, total: watching(Event("reading images", done, total)))

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from blockpunch.cli import show
-from blockpunch.cli.guard import kept
+from blockpunch.cli.guard import keeps
 from blockpunch.cli.options import check_output
 from blockpunch.data import Preprocess, list_images
 from blockpunch.errors import InputError
@@ -60,7 +60,8 @@ def search(graph: Graph, network: Network, table: LatencyTable, goal: Goal, opti
     check_output(errors)
     check_output(options.journal)
     executor = OnRay(options.workers) if options.executor == "ray" else Local(options.workers)
-    kept.append(f"what was evaluated is in {options.journal}; the same command goes on from there")
+    keeps("errors of the layers so far", errors)
+    keeps("what was evaluated", options.journal)
     size = graph.shape(graph.inputs[0])[-1]
     recipe, paths = Preprocess.named(preprocess, size), list_images(photos, limit=limit)
     fit, other = (photo_batches([paths[i] for i in part], recipe, BATCH) for part in split_photos(len(paths), size))
