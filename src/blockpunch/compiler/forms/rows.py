@@ -41,6 +41,7 @@ from blockpunch.compiler.program import Choice
 HEIGHTS = (1, 2, 4, 8)
 _MOST_SUMS = 28  # registers that hold them; inputs are operands in memory, weights need a few
 _LIST_CYCLES = 16.0  # the end of a list is not foreseen
+_LEAST_LOAD_CYCLES = 0.7  # two loads in a cycle, some of them of weights and columns: binds narrow vectors
 _SUM_CYCLES = 1.6  # a vector of sums to memory and back
 _UNITS = 4  # for each thread, at least, where filters are many
 _PART = 64  # filters, at least: each part loads the slices anew
@@ -171,7 +172,7 @@ def _cycles(counts: Ints, choice: Choice, layer: Layer) -> float:
     """``counts``: [filters, slices] weights of each filter in each slice, in each slice the most first."""
     target, chunks = layer.target, -(-layer.vectors // choice.tile)
     size, slices = layer.vectors / chunks, counts.shape[1]
-    load = _load_cycles(layer, choice) * max(target.vector_floats / 16, 0.5)
+    load = max(_load_cycles(layer, choice) * target.vector_floats / 16, _LEAST_LOAD_CYCLES)
     total, start = 0.0, 0
     for height, rows in heights(len(counts), choice.height):
         steps, sums = counts[start:start + rows:height], height * size
