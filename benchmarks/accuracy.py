@@ -1,8 +1,9 @@
-"""Accuracy after pruning on CIFAR-10: every row is pruned, retrained, compiled and timed; prints a markdown table.
+"""Accuracy after pruning and retraining: every row is pruned, retrained, compiled and timed; prints a markdown table.
 
-Rows differ in network, regularity, rate and method; every row is run with each seed. Nothing is selected on the test
-images: a row is judged once, at the end of its run. A run that was stopped goes on with the same command; finished runs
-are read back from the folder ``--out``.
+Rows differ in network, regularity, rate and method; every row is run with each seed, on a GPU where there is one.
+Nothing is selected on the test images: a row is judged once, at the end of its run. A run that was stopped goes on with
+the same command; finished runs are read back from the folder ``--out``, whatever machine they were trained on
+(``--engines`` without a name times nothing), so that several processes may share the rows.
 
     python benchmarks/accuracy.py --data cifar-10-batches-py --out runs [--rows 'resnet20 mixed*'] [--seeds 0 1 2]
 """
@@ -10,9 +11,9 @@ are read back from the folder ``--out``.
 from __future__ import annotations
 
 import argparse
-import copy
 import fnmatch
 import json
+import math
 import re
 import statistics
 import sys
@@ -25,19 +26,21 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
+from safetensors.torch import load_file, save
 
-from blockpunch.atomic import make_folder, write_text
-from blockpunch.data import cifar10
+from blockpunch.atomic import make_folder, write_atomic, write_text
 from blockpunch.graph import load_graph
 from blockpunch.graph.summary import summarize
 from blockpunch.plan import Layer, Plan
 from blockpunch.pruning import Gradual, Pruner, Reweighted, module_layers, prune_oneshot_, rated
 from blockpunch.pruning.recover import Recipe, Status, fine_tune
-from cifar import accuracy, calibration_batches, dense_network, frozen_copy, training_batches
-from networks import export_module
+from networks import NETWORKS, build, export_module
+from tasks import BFLOAT16, DEVICE, Task, dense_network, frozen_copy, load_task
 from timing import beside_peers
 
 SHARE = 0.4  # of the steps that a method prunes in; the rest is masked retraining
+POINTWISE = ("mobilenet-v2-32", "lite0-imagenette")
+"""Networks of which the 1x1 layers alone are pruned."""
 MIXED = {"layer1.*": ("pattern", 2.25), "layer2.*": ("block-punched:4x1", 2.5), "layer3.*": ("block-punched:8x4", 2.5)}
 
 
@@ -50,8 +53,9 @@ class Row:
     rate: float
     method: str = "reweighted"
     bar: float | None = None
-    epochs: int = 20
-    lr: float = 0.02
+    epochs: int = 40
+    lr: float = 0.05
+    batch: int = 256
 
     @property
     def name(self) -> str:
@@ -64,15 +68,17 @@ class Row:
 
 
 ROWS = [
-    Row("resnet20", "mixed", 2.5, bar=0.5), Row("resnet20", "mixed", 2.5, "second-order", bar=0.5, lr=0.03),
-    Row("resnet20", "mixed", 2.5, "one-shot"), Row("resnet20", "mixed", 2.5, "fixed"),
-    Row("resnet20", "mixed", 2.5, "gradual"),
-    Row("resnet56", "block-punched:8x4", 3, bar=0.3), Row("resnet56", "block-punched:4x1", 5, bar=0.5),
-    Row("resnet56", "block-punched:8x4", 3, "second-order", bar=0.3, epochs=12, lr=0.03),
-    Row("resnet56", "block-punched:4x1", 5, "second-order", bar=0.5, epochs=12, lr=0.03),
-    Row("vgg16-bn-32", "block-punched:8x4", 12, bar=0.2), Row("resnet18-32", "block-punched:8x4", 10, bar=0.3),
+    Row("resnet56", "block-punched:8x4", 3, bar=0.3, epochs=60),
+    Row("resnet56", "block-punched:4x1", 5, bar=0.5, epochs=60),
+    Row("resnet20", "mixed", 2.5, bar=0.5),
+    Row("vgg16-bn-32", "block-punched:8x4", 12, bar=0.2),
+    Row("resnet18-32", "block-punched:8x4", 10, bar=0.3, epochs=30),
     Row("mobilenet-v2-32", "block-punched:8x4", 5, bar=0.5),
-    *(Row("resnet56", plan, rate, "gradual") for rate in (2.0, 4.0, 8.0)
+    Row("lite0-imagenette", "block-punched:8x4", 5, bar=0.5, lr=0.02, batch=64),
+    Row("lite0-imagenette", "block-punched:8x4", 5, "second-order", bar=0.5, lr=0.02, batch=64, epochs=10),
+    *(Row("resnet20", "block-punched:8x4", 4, method, epochs=12)
+      for method in ("one-shot", "fixed", "reweighted", "gradual")),
+    *(Row("resnet56", plan, rate, "gradual", epochs=12) for rate in (2.0, 4.0, 8.0)
       for plan in ("unstructured", "block-punched:4x1", "block-punched:8x4", "block-punched:16x16", "filter")),
 ]
 
@@ -81,16 +87,17 @@ def make_plan(row: Row, layers: list[Layer]) -> Plan:
     """Every layer but those that are dense by default; ``mixed`` has a regularity of its own in each stage."""
     if row.plan == "mixed":
         return Plan.per_layer(layers, MIXED)
-    return Plan.uniform(layers, row.plan, row.rate, only=["conv1x1"] if row.network.startswith("mobilenet") else ())
+    return Plan.uniform(layers, row.plan, row.rate, only=["conv1x1"] if row.network in POINTWISE else ())
 
 
-def make_pruner(row: Row, model: torch.nn.Module, plan: Plan, steps: int, data: Path) -> Pruner:
+def make_pruner(row: Row, model: torch.nn.Module, plan: Plan, steps: int, task: Task) -> Pruner:
     """A pruner whose method is over after SHARE of the steps; ``second-order`` prunes at once, rates spread."""
+    example = torch.zeros(task.shape, device=DEVICE)
     if row.method == "second-order":
-        images = [batch.to(next(model.parameters()).device) for batch in calibration_batches(data)]
+        images = task.calibration(500)
         plan = rated(model, plan, images, row.rate)
         masks = prune_oneshot_(model, plan, images).masks
-        pruner = Pruner(model, plan, example=images[0][:1])
+        pruner = Pruner(model, plan, example=example)
         pruner.take(masks)
         return pruner
     part = max(1, round(SHARE * steps))
@@ -98,57 +105,48 @@ def make_pruner(row: Row, model: torch.nn.Module, plan: Plan, steps: int, data: 
         "reweighted": Reweighted(part, target_rate=row.rate),
         "fixed": Reweighted(part, target_rate=row.rate, reweight=False),
         "gradual": Gradual(part), "one-shot": None}
-    return Pruner(model, plan, method=methods[row.method], example=torch.zeros(1, 3, 32, 32))
-
-
-def imitated(model: torch.nn.Module) -> list[str]:
-    """The blocks whose outputs are compared with the dense network's: three of each stage of a ResNet."""
-    stages = [name for name, _ in model.named_children() if name.startswith("layer")]
-    blocks = [[f"{stage}.{index}" for index in range(len(model.get_submodule(stage)))] for stage in stages]
-    return [name for names in blocks for name in names[len(names) // 3 - 1 if len(names) > 2 else 0::max(
-        1, len(names) // 3)]]
+    return Pruner(model, plan, method=methods[row.method], example=example)
 
 
 def run(row: Row, seed: int, options: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
-    """Prune, retrain, export, and judge once on the test images."""
-    dense = dense_network(row.network, options.weights)
-    teacher, model = frozen_copy(dense), copy.deepcopy(dense)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    teacher, model = teacher.to(device), model.to(device)
-    loader = training_batches(options.data, images=options.images)
-    epochs = options.epochs or row.epochs
-    pruner = make_pruner(row, model, make_plan(row, module_layers(model)), epochs * len(loader), options.data)
+    """Prune, retrain, judge once on the test images, and keep the weights."""
+    model = dense_network(row.network, options.weights).to(DEVICE)
+    teacher, task = frozen_copy(model), load_task(row.network, options.data)
+    loader, epochs = task.batches(row.batch, options.images), options.epochs or row.epochs
+    pruner = make_pruner(row, model, make_plan(row, module_layers(model)), epochs * len(loader), task)
     last = [0.0]
 
     def progress(status: Status) -> None:
-        if time.monotonic() - last[0] > 60 and status.score is None:
+        if time.monotonic() - last[0] > options.every and status.score is None:
             last[0] = time.monotonic()
             say(f"{row.name} seed {seed}: step {status.step}/{status.steps} loss {status.loss:.3f} "
                 f"{status.seconds:.0f} s")
 
-    result = fine_tune(pruner, loader, teacher=teacher, features=imitated(model), feature_weight=1,
-                       recipe=Recipe(epochs=epochs, lr=row.lr, minutes=options.minutes, bfloat16=True, seed=seed),
+    result = fine_tune(pruner, loader, teacher=teacher,
+                       recipe=Recipe(epochs=epochs, lr=row.lr, minutes=options.minutes, weight_decay=5e-4,
+                                     bfloat16=BFLOAT16, seed=seed),
                        checkpoint=options.out / row.file(seed, "checkpoint"), progress=progress)
     report = pruner.finalize_()
-    model, dense = model.cpu().to(memory_format=torch.contiguous_format), dense.cpu()
-    test = cifar10(options.data, "test")
-    onnx = export_module(model, (1, 3, 32, 32), options.out / row.file(seed, "onnx"))
-    layers = summarize(load_graph(onnx))
-    macs, kept = sum(item.macs for item in layers), sum(item.kept_macs for item in layers)
+    write_atomic(options.out / row.file(seed, "safetensors"),
+                 save({name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}))
     return {**asdict(row), "epochs": round(result.steps / len(loader), 1), "seed": seed,
-            "dense": accuracy(dense, *test), "pruned": accuracy(model, *test),
-            "counted_rate": report.rate, "macs_rate": macs / kept,
-            "seconds": round(result.seconds), "device": device, "onnx": onnx.name,
-            "images": len(loader) * loader.batch,
+            "dense": task.accuracy(teacher), "pruned": task.accuracy(model), "counted_rate": report.rate,
+            "seconds": round(result.seconds), "device": DEVICE, "images": len(loader) * loader.batch,
             "rates": {count.name: round(count.rate, 2) for count in report.layers}}
 
 
-def time_it(facts: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+def time_it(facts: dict[str, Any], weights: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Milliseconds of the compiled network and of the fastest dense peer, in one run on one thread."""
-    pruned, dense = options.out / facts["onnx"], options.out / f"{facts['network']}-dense.onnx"
+    name, shape = facts["network"], NETWORKS[facts["network"]].shape
+    dense, model = options.out / f"{name}-dense.onnx", build(name)
     if not dense.exists():
-        export_module(dense_network(facts["network"], options.weights), (1, 3, 32, 32), dense)
-    return beside_peers(pruned, dense, options.engines, seconds=options.seconds, tune=options.tune)
+        export_module(model, shape, dense)
+    model.load_state_dict(load_file(weights))
+    pruned = export_module(model, shape, weights.with_suffix(".onnx"))
+    layers = summarize(load_graph(pruned))
+    macs, kept = sum(item.macs for item in layers), sum(item.kept_macs for item in layers)
+    return {"macs_rate": macs / kept,
+            **beside_peers(pruned, dense, options.engines, seconds=options.seconds, tune=options.tune)}
 
 
 def table(results: list[dict[str, Any]]) -> str:
@@ -164,8 +162,9 @@ def table(results: list[dict[str, Any]]) -> str:
         ms = statistics.median(item["ms"] for item in own) if "ms" in first else None
         timed = (f"{ms:.3f} | {first['peer']} {first['peer_ms']:.3f} | {first['peer_ms'] / ms:.2f}" if ms
                  else "| | ").strip()
-        lines.append(f"| {first['network']} | {first['plan']} | {statistics.mean(i['counted_rate'] for i in own):.2f} "
-                     f"| {statistics.mean(i['macs_rate'] for i in own):.2f} | {first['method']} | {first['epochs']} "
+        rate, macs = (statistics.mean(i.get(key, math.nan) for i in own) for key in ("counted_rate", "macs_rate"))
+        lines.append(f"| {first['network']} | {first['plan']} | {rate:.2f} | {macs:.2f} "
+                     f"| {first['method']} | {first['epochs']} "
                      f"| {', '.join(str(i['seed']) for i in own)} | {first['dense']:.2f} "
                      f"| {statistics.mean(changes):+.2f}{spread} | {'' if first['bar'] is None else -first['bar']} "
                      f"| {timed} |")
@@ -174,9 +173,9 @@ def table(results: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="the folder cifar-10-batches-py")
+    parser.add_argument("--data", type=Path, required=True, help="cifar-10-batches-py, or a folder with train and val")
     parser.add_argument("--out", type=Path, required=True, help="folder for results and checkpoints")
-    parser.add_argument("--weights", type=Path, help="folder that train_cifar10.py wrote")
+    parser.add_argument("--weights", type=Path, help="folder that train_dense.py wrote")
     parser.add_argument("--rows", default="*", help="names of rows, as a glob")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--epochs", type=int, help="in place of each row's own")
@@ -186,6 +185,7 @@ def main() -> None:
     parser.add_argument("--engines", nargs="*", default=["onnxruntime", "openvino"], help="none: no timing")
     parser.add_argument("--seconds", type=float, default=2.0, help="measuring time for each engine")
     parser.add_argument("--tune", type=float, default=0.0, help="seconds of tuning for each network")
+    parser.add_argument("--every", type=float, default=60.0, help="seconds between lines of progress")
     options = parser.parse_args()
     make_folder(options.out)
     torch.set_num_threads(options.threads)
@@ -203,7 +203,7 @@ def main() -> None:
                     print(f"{row.name}: left out, {error}", flush=True)
                     break
             if options.engines and "ms" not in facts:
-                facts |= time_it(facts, options)
+                facts |= time_it(facts, kept.with_suffix(".safetensors"), options)
             write_text(kept, json.dumps(facts, indent=1) + "\n")
             print(f"{row.name} seed {seed}: {facts['dense']:.2f} -> {facts['pruned']:.2f} %, rate "
                   f"{facts['counted_rate']:.2f}, {facts['seconds']} s", flush=True)

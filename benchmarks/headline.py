@@ -1,20 +1,25 @@
 """The paper's comparison in one engine: mapped networks beside one scheme everywhere, at equal accuracy.
 
-    python benchmarks/headline.py resnet20 --cifar cifar-10-batches-py [--epochs 5] [--drop 0.3]
+    python benchmarks/headline.py mobilenet-v2-32 --data cifar-10-batches-py --weights weights \
+        --table table.jsonl [--epochs 12] [--rows 'exact@2.5' 'pattern only@*'] [--drop 0.3]
 
-Every way of choosing is tried at several strengths. Each network is pruned in one shot on the same photos, trained for
-the same number of epochs (none by default), compiled, and timed in one interleaved run. The fastest network of each way
-that loses at most ``--drop`` points on one half of the test photos is its result; the other half, which chooses
-nothing, says what became of it. (Training photos cannot choose: the dense network knows them by heart.) "Pattern only"
-is PatDNN's way: patterns and connectivity on 3x3 layers, whole filters elsewhere. Rows that are in the file of results
-already are not computed again.
+Every way of choosing is tried at several strengths. Each network is pruned to its plan in one shot on the same photos,
+trained for the same number of epochs (none by default) with the dense network as teacher, on a GPU where there is one;
+then all are compiled and timed in one interleaved run (``--no-time`` leaves that to a later run on the machine that the
+table is of). The fastest
+network of each way that loses at most ``--drop`` points on one half of the test photos is its result; the other half,
+which chooses nothing, says what became of it. (Training photos cannot choose: the dense network knows them by heart.)
+"Pattern only" is PatDNN's way: patterns and connectivity on 3x3 layers, whole filters elsewhere. "torch-pruning" is
+what a user would do instead: channels removed by that library, the same training, run by OpenVINO. Each row is a file
+of its own in ``--out``, so that several processes may share them; finished rows are not computed again.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
+import fnmatch
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,107 +27,147 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import numpy as np
 import torch
 from torch import nn
 
 import blockpunch as bp
 from blockpunch.atomic import make_folder, write_text
-from blockpunch.data import cifar10
 from blockpunch.errors import PlanError
 from blockpunch.graph import load_graph
 from blockpunch.graph.passes import optimize
-from blockpunch.mapping import Goal, LatencyTable, Network, profile
+from blockpunch.mapping import Goal, LatencyTable, Network
 from blockpunch.mapping.choices import contenders
 from blockpunch.mapping.exact import Exact
 from blockpunch.mapping.rules import map_rules
 from blockpunch.measure.bench import OURS, Entry, bench_entries
 from blockpunch.plan import Plan
 from blockpunch.pruning import Pruner, module_layers, prune_oneshot_
-from blockpunch.pruning.batches import ImageBatches
 from blockpunch.pruning.layer_errors import layer_errors
 from blockpunch.pruning.recover import Recipe, fine_tune
 from blockpunch.target import Target
-from cifar import accuracy, dense_network, frozen_copy, normalise
-from networks import export_module
+from networks import CifarBlock, CifarResNet, export_module
+from tasks import BFLOAT16, DEVICE, dense_network, frozen_copy, load_task
 
-RATES, SPEEDUPS = (1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0), (1.2, 1.4, 1.6, 1.8, 2.0, 2.5, 3.0)
+RATES, SPEEDUPS = (1.25, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0), (1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0)
 LADDERS: dict[str, Sequence[float]] = {
-    "pattern only": (2.25, 3.0, 3.6, 5.0, 8.0), "filter": RATES, "unstructured": RATES, "block-punched:8x4": RATES,
-    "rules": SPEEDUPS, "exact": SPEEDUPS}
-SHAPE = (1, 3, 32, 32)
+    "pattern only": (1.25, 1.5, 2.0, 2.25, 3.0, 3.6, 5.0, 8.0, 12.0), "filter": RATES, "unstructured": RATES,
+    "block-punched:8x4": RATES, "rules": SPEEDUPS, "exact": SPEEDUPS, "torch-pruning": RATES}
+PATTERN = 2.25  # the least rate of a pattern: 4 of 9 weights stay
+DENSE = ("dense", 1.0)
+Row = dict[str, Any]
 
 
-class Task:
-    """A dense network; photos to fit on, to train on and to judge by; its latency table and frontier."""
+class Contest:
+    """A dense network, the photos, and what plans are chosen from."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options, self.model = options, dense_network(options.network, options.weights)
-        pixels, labels = cifar10(options.cifar, "train")
-        order = np.random.default_rng(0).permutation(len(pixels))
-        self.photos = list(normalise(pixels[order[:options.photos]]).split(100))
-        self.pixels, self.labels, self.test = pixels, labels, cifar10(options.cifar, "test")
-        self.layers = module_layers(self.model)
-        self.network = Network(optimize(load_graph(self.model, torch.zeros(SHAPE))), Target.host())
-        self.table = LatencyTable(options.out / "table.jsonl", Target.host(), model=options.network)
-        self.exact: Exact | None = None
+        self.task, self.layers = load_task(options.network, options.data), module_layers(self.model)
 
-    def prepare(self) -> None:
-        """What mappings choose from: latencies, and the error of each layer."""
-        profile(self.network, self.table, lambda text, done, total: None)
+    def exact(self) -> tuple[Network, LatencyTable, Exact]:
+        """The solver, with the table's latencies and the layers' errors, which are kept."""
+        header = json.loads(self.options.table.read_text().partition("\n")[0])
+        target = Target.named(header["target"])
+        network = Network(optimize(load_graph(self.model, torch.zeros(self.task.shape))), target)
+        table = LatencyTable(self.options.table, target, model=self.options.network, cpu=header["cpu"])
         store = self.options.out / f"{self.options.network}.errors.json"
-        errors = layer_errors(self.model, self.photos, contenders(self.network, self.table), store=store)
-        self.exact = Exact.solve(self.network, self.table, errors.errors, errors.sensitivity)
+        photos = [part.cpu() for part in self.task.calibration(self.options.photos)]
+        errors = layer_errors(self.model, photos, contenders(network, table), store=store)
+        return network, table, Exact.solve(network, table, errors.errors, errors.sensitivity)
 
     def plan(self, way: str, strength: float) -> Plan | None:
         """Of a way of choosing; None where it cannot go so far."""
         if way == "pattern only":
             plan = Plan.uniform(self.layers, "filter", strength)
-            threes = [layer.name for layer in self.layers if layer.shape[2:] == (3, 3)]
-            patterns = Plan.uniform(self.layers, "pattern", strength, only=threes)
-            plan.layers.update({name: patterns.layers[name] for name in threes})
+            threes = [layer.name for layer in self.layers if layer.shape[2:] == (3, 3) and layer.name in plan.pruned()]
+            if threes:
+                patterns = Plan.uniform(self.layers, "pattern", max(strength, PATTERN), only=threes)
+                plan.layers.update({name: patterns.layers[name] for name in threes})
             return plan
         if way not in ("rules", "exact"):
             return Plan.uniform(self.layers, way, strength)
-        if self.exact is None:
-            self.prepare()
-        assert self.exact
+        network, table, exact = self.exact()
         try:
             if way == "rules":
-                return map_rules(self.network, self.table, Goal(speedup=strength)).plan
+                return map_rules(network, table, Goal(speedup=strength)).plan
         except PlanError:
             return None
-        point = self.exact.within(self.exact.dense.seconds / strength)
-        return None if point is None else self.exact.mapped(point).plan
+        point = exact.within(exact.dense.seconds / strength)
+        return None if point is None else exact.mapped(point).plan
 
     def scores(self, model: nn.Module) -> dict[str, float]:
         """Percent right of the half of the test photos that chooses, and of the half that reports."""
-        (pixels, labels), half = self.test, len(self.test[0]) // 2
-        return {"chooses": accuracy(model, pixels[:half], labels[:half]),
-                "reports": accuracy(model, pixels[half:], labels[half:])}
+        return {"chooses": self.task.accuracy(model, slice(0, None, 2)),
+                "reports": self.task.accuracy(model, slice(1, None, 2))}
 
-    def prune(self, plan: Plan, file: Path) -> dict[str, float]:
-        """Prune and recover a copy, write it as ONNX and compiled; its facts."""
-        model, options = copy.deepcopy(self.model), self.options
-        found = prune_oneshot_(model, plan, self.photos)
+    def compute(self, way: str, strength: float, name: str) -> Row | None:
+        """Choose, prune and train a network, and keep its weights; None where there is none so strong."""
+        if (way, strength) == DENSE:
+            export_module(frozen_copy(self.model), self.task.shape, self.options.out / f"{name}.onnx")
+            return {"rate": 1.0, **self.scores(self.model.to(DEVICE))}
+        model = self.pruned(way, strength)
+        if model is None:
+            return None
+        rate = sum(layer.weights for layer in self.layers) / sum(
+            int(model.get_submodule(layer.name).weight.count_nonzero()) for layer in self.layers)
+        export_module(model.cpu().to(memory_format=torch.contiguous_format), self.task.shape,
+                      self.options.out / f"{name}.onnx")
+        return {"rate": rate, **self.scores(model.to(DEVICE))}
+
+    def pruned(self, way: str, strength: float) -> nn.Module | None:
+        """A copy, pruned and trained; None where the way does not go so far."""
+        model = frozen_copy(self.model).to(DEVICE).requires_grad_(True)
+        if way == "torch-pruning":
+            shrink_channels(model, self.task.shape, strength)
+            return self.trained(model, Pruner(model, Plan.per_layer(module_layers(model), {})))
+        plan = self.plan(way, strength)
+        if plan is None:
+            return None
+        photos = self.task.calibration(self.options.photos)
+        masks = prune_oneshot_(model, plan, photos).masks
+        pruner = Pruner(model, plan, example=photos[0][:1])
+        pruner.take(masks)
+        return self.trained(model, pruner)
+
+    def trained(self, model: nn.Module, pruner: Pruner) -> nn.Module:
+        """The pruned model after the training that all get."""
+        options = self.options
         if options.epochs:
-            pruner = Pruner(model, plan, example=self.photos[0][:1])
-            pruner.take(found.masks)
-            loader = ImageBatches(self.pixels, self.labels, normalise, batch=128, pad=4)
-            fine_tune(pruner, loader, teacher=frozen_copy(self.model), checkpoint=file.with_suffix(".checkpoint"),
-                      recipe=Recipe(epochs=options.epochs, lr=options.lr, bfloat16=True))
-            pruner.finalize_()
-        export_module(model, SHAPE, file)
-        bp.compile(file).save(file.with_suffix(".bp"))
-        return {"rate": found.report.rate, **self.scores(model)}
+            recipe = Recipe(epochs=options.epochs, lr=options.lr, weight_decay=5e-4, bfloat16=BFLOAT16)
+            fine_tune(pruner, self.task.batches(options.batch, options.images), recipe=recipe,
+                      teacher=frozen_copy(self.model).to(DEVICE))
+        pruner.finalize_()
+        return model
 
 
-def measure(task: Task, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def shrink_channels(model: nn.Module, shape: tuple[int, ...], rate: float) -> None:
+    """Remove channels of ``model`` in place, evenly by magnitude, until its multiply-adds are ``1 / rate`` of all."""
+    import torch_pruning
+
+    kept: list[nn.Module] = [[module for module in model.modules() if isinstance(module, nn.Linear)][-1]]
+    if isinstance(model, CifarResNet):  # shortcuts without weights: the library cannot follow them
+        kept += [model.conv1, *(block.conv2 for block in model.modules() if isinstance(block, CifarBlock))]
+    example = torch.zeros(shape, device=DEVICE)
+    pruner = torch_pruning.pruner.BasePruner(
+        model, example, importance=torch_pruning.importance.GroupMagnitudeImportance(), pruning_ratio=0.9,
+        iterative_steps=90, ignored_layers=kept, round_to=4)
+    whole = torch_pruning.utils.count_ops_and_params(model, example)[0]
+    while torch_pruning.utils.count_ops_and_params(model, example)[0] > whole / rate:
+        pruner.step()
+
+
+def measure(options: argparse.Namespace, rows: Sequence[Row]) -> list[Row]:
     """The rows, with the milliseconds of all of them from one interleaved run."""
-    files = [task.options.out / row["file"] for row in rows]
-    entries = [Entry(file.stem, OURS, file.with_suffix(".bp"), file) for file in files]
-    engines = bench_entries("headline", entries, threads=1, seconds=task.options.seconds).engines
-    return [row | {"ms": engines[file.stem].median_ms} for row, file in zip(rows, files, strict=True)]
+    entries = []
+    for row in rows:
+        file = options.out / f"{row['name']}.onnx"
+        if row["way"] == "torch-pruning":
+            entries.append(Entry(row["name"], "openvino", file))
+        else:
+            bp.compile(file).save(file.with_suffix(".bp"))
+            entries.append(Entry(row["name"], OURS, file.with_suffix(".bp"), file))
+    engines = bench_entries("headline", entries, threads=1, seconds=options.seconds).engines
+    return [row | {"ms": engines[row["name"]].median_ms} for row in rows]
 
 
 def table(rows: Sequence[dict[str, Any]], drop: float) -> str:
@@ -167,40 +212,46 @@ def draw(rows: Sequence[dict[str, Any]], title: str, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("network")
-    parser.add_argument("--cifar", type=Path, required=True, help="the folder cifar-10-batches-py")
+    parser.add_argument("--data", type=Path, required=True, help="cifar-10-batches-py, or a folder with train and val")
+    parser.add_argument("--table", type=Path, help="latency table that knows the network, for rules and exact")
     parser.add_argument("--out", type=Path, default=Path("out/headline"), help="folder for results")
-    parser.add_argument("--weights", type=Path, help="folder that train_cifar10.py wrote")
-    parser.add_argument("--ways", nargs="+", default=list(LADDERS), choices=list(LADDERS))
-    parser.add_argument("--strengths", type=int, help="at most so many strengths of each way, the weakest first")
-    parser.add_argument("--photos", type=int, default=500)
+    parser.add_argument("--weights", type=Path, help="folder that train_dense.py wrote")
+    parser.add_argument("--rows", nargs="+", default=["*"], metavar="WAY@STRENGTH", help="globs; default: all")
+    parser.add_argument("--photos", type=int, default=500, help="that layer errors are computed on")
     parser.add_argument("--epochs", type=int, default=0, help="of training after pruning")
-    parser.add_argument("--lr", type=float, default=0.02)
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--images", type=int, help="train on the first so many images only, to try the script")
+    parser.add_argument("--lr", type=float, default=0.05)
     parser.add_argument("--drop", type=float, default=0.3, help="points that may be lost")
     parser.add_argument("--seconds", type=float, default=1.0, help="measuring time of each network")
+    parser.add_argument("--no-time", action="store_true", help="train what is missing, and no more")
+    parser.add_argument("--prepare", action="store_true", help="compute the layer errors, which all rows share, alone")
+    parser.add_argument("--threads", type=int, default=1, help="computing threads")
     options = parser.parse_args()
     make_folder(options.out)
-    torch.set_num_threads(1)
-    task = Task(options)
-    results = options.out / f"{options.network}-{options.epochs}.json"
-    rows: list[dict[str, Any]] = json.loads(results.read_text()) if results.exists() else []
-    known = {(row["way"], row["strength"]) for row in rows}
-
-    def add(way: str, strength: float, file: Path, facts: dict[str, float]) -> None:
-        rows.append({"way": way, "strength": strength, "file": file.name, **facts})
-        write_text(results, json.dumps(rows, indent=1) + "\n")
-        print(rows[-1], flush=True)
-
-    if ("dense", 1.0) not in known:
-        file = export_module(copy.deepcopy(task.model), SHAPE, options.out / f"{options.network}-dense.onnx")
-        bp.compile(file).save(file.with_suffix(".bp"))
-        add("dense", 1.0, file, {"rate": 1.0, **task.scores(task.model)})
-    for way in options.ways:
-        for strength in LADDERS[way][:options.strengths]:
-            if (way, strength) not in known and (plan := task.plan(way, strength)):
-                name = f"{options.network}-{options.epochs}-{way}-{strength:g}".replace(" ", "-").replace(":", "-")
-                file = options.out / f"{name}.onnx"
-                add(way, strength, file, task.prune(plan, file))
-    rows = measure(task, rows)
+    torch.set_num_threads(options.threads)
+    contest: Contest | None = None
+    if options.prepare:
+        Contest(options).exact()
+        return
+    rows: list[Row] = []
+    for way, strength in [DENSE, *((way, strength) for way, ladder in LADDERS.items() for strength in ladder)]:
+        name = re.sub("[^a-z0-9.]+", "-", f"{options.network}-{options.epochs}-{way}-{strength:g}")
+        kept = options.out / f"{name}.json"
+        wanted = any(fnmatch.fnmatchcase(f"{way}@{strength:g}", row) for row in options.rows)
+        if wanted and not kept.exists():
+            contest = contest or Contest(options)
+            facts = contest.compute(way, strength, name)
+            if facts is not None:
+                write_text(kept, json.dumps({"way": way, "strength": strength, "name": name, **facts}) + "\n")
+        if kept.exists():
+            rows.append(json.loads(kept.read_text()))
+            print(rows[-1], flush=True)
+    if options.no_time:
+        return
+    rows = measure(options, rows)
+    results = options.out / f"{options.network}-{options.epochs}.timed.json"
+    write_text(results, json.dumps(rows, indent=1) + "\n")
     draw(rows, f"{options.network}, {options.epochs} epochs after pruning", results.with_suffix(".png"))
     print(table(rows, options.drop))
 

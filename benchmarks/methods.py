@@ -30,8 +30,8 @@ from blockpunch.plan import Plan
 from blockpunch.pruning import Gradual, Pruner, Reweighted, module_layers
 from blockpunch.pruning.batches import ImageBatches
 from blockpunch.pruning.recover import Recipe, fine_tune
-from cifar import accuracy, frozen_copy, normalise
 from networks import CifarResNet
+from tasks import accuracy, frozen_copy, normalise
 
 SHARE = 0.4  # of the steps in which a method prunes
 METHODS = ("one-shot", "one-shot, global", "gradual", "fixed", "reweighted, plan's rates", "reweighted")
@@ -101,7 +101,7 @@ def main() -> None:
     train, test = shrunk(options.data, "train"), shrunk(options.data, "test")
     loader = ImageBatches(*train, normalise, pad=2)
     dense = dense_network(options, loader)
-    teacher, before = frozen_copy(dense), accuracy(dense, *test)
+    teacher, before = frozen_copy(dense), accuracy(dense, *test, normalise)
     print(f"dense: {before:.2f} %", flush=True)
     print("| method | rate | pruned - dense, points: mean | seeds |\n|---|---|---|---|", flush=True)
     for method in options.methods:
@@ -114,7 +114,7 @@ def main() -> None:
                 pruner = make_pruner(method, model, options.scheme, options.rate, options.epochs * len(loader))
                 fine_tune(pruner, loader, teacher=teacher, progress=show(f"{method} {seed}"),
                           recipe=Recipe(epochs=options.epochs, lr=options.lr, bfloat16=True, seed=seed))
-                facts = {"rate": pruner.finalize_().rate, "accuracy": accuracy(model, *test)}
+                facts = {"rate": pruner.finalize_().rate, "accuracy": accuracy(model, *test, normalise)}
                 write_text(path, json.dumps(facts) + "\n")
             facts = json.loads(path.read_text())
             changes.append(facts["accuracy"] - before)

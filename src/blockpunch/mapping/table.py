@@ -59,13 +59,17 @@ class LatencyTable:
         target: that the layers are compiled for.
         threads: that they run on.
         model: the file that the user profiles or maps, for the advice in messages.
+        cpu: whose times it holds, as the table's header names it; None: this machine's. For choosing plans on another
+            machine than the one that will run them.
 
     Raises:
         DataError: the file is something else, or was measured on another device, with other kernels or threads.
     """
 
-    def __init__(self, path: str | Path, target: Target, threads: int = 1, *, model: str = "MODEL") -> None:
+    def __init__(self, path: str | Path, target: Target, threads: int = 1, *, model: str = "MODEL",
+                 cpu: str | None = None) -> None:
         self.path, self.target, self.threads, self.model = Path(path), target, threads, model
+        self.cpu = cpu or cpu_name()
         self._cells: dict[str, dict[Cell, list[tuple[str, int, float]]]] = {}
         self._rest: dict[str, list[float]] = {}
         self._beside: dict[str, list[Sequence[float]]] = {}
@@ -79,7 +83,7 @@ class LatencyTable:
     @property
     def header(self) -> dict[str, Any]:
         """Where and with what its lines are measured."""
-        return {"format": FORMAT, "version": VERSION, "cpu": cpu_name(), "target": self.target.name,
+        return {"format": FORMAT, "version": VERSION, "cpu": self.cpu, "target": self.target.name,
                 "kernels": kernel_version(), "threads": self.threads}
 
     def __len__(self) -> int:

@@ -118,17 +118,21 @@ def training_pixels(paths: Sequence[Path], size: int, progress: Progress | None 
 
 
 def crops(pixels: Pixels, labels: Labels | None, preprocess: Preprocess, size: int, batch: int, *, pad: int = 0,
-          steps: int | None = None) -> ImageBatches:
-    """Shuffled batches of random crops of ``pixels`` ``[n, side, side, 3]``; see :meth:`TrainingSet.batches`."""
+          steps: int | None = None, device: str = "cpu") -> ImageBatches:
+    """Shuffled batches of random crops of ``pixels`` ``[n, side, side, 3]``; see :meth:`TrainingSet.batches`.
+
+    ``device``: where the images are kept and augmented.
+    """
     import torch
 
     from blockpunch.pruning.batches import ImageBatches
 
-    mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in (preprocess.mean, preprocess.std))
+    mean, std = (torch.tensor(values, device=device).reshape(3, 1, 1) for values in (preprocess.mean, preprocess.std))
 
     def normalise(images: Any) -> Any:
         ordered = images.flip(1) if preprocess.bgr else images
         return (ordered.float() * preprocess.scale - mean) / std
 
     images = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
-    return ImageBatches(images, labels, normalise, batch=min(batch, len(images)), pad=pad, size=size, steps=steps)
+    return ImageBatches(images, labels, normalise, batch=min(batch, len(images)), pad=pad, size=size, steps=steps,
+                        device=device)

@@ -67,7 +67,7 @@ def check_labels(outputs: Any, labels: Any) -> None:
         return
     if labels.is_floating_point() or labels.numel() == 0 or labels.ndim >= outputs.ndim:
         return
-    low, high = int(labels.min()), int(labels.max())
+    low, high = torch.stack(torch.aminmax(labels)).tolist()  # a device is waited for once
     if low < 0 or high >= outputs.shape[1]:
         wrong = low if low < 0 else high
         raise TrainingError(f"label {wrong} is out of range: the model has {outputs.shape[1]} classes",

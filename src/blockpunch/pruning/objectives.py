@@ -117,7 +117,7 @@ def output_loss(mine: torch.Tensor, target: torch.Tensor, temperature: float) ->
     mine, target = mine.float(), target.float()
     if target.ndim != 2 or target.shape[1] < 2:
         return relative_error(mine, target)
-    if bool((target >= 0).all()) and bool((target.sum(1) - 1).abs().max() < 1e-3):  # already probabilities
+    if bool((target >= 0).all() & ((target.sum(1) - 1).abs().max() < 1e-3)):  # already probabilities
         mine, target, temperature = mine.clamp_min(1e-8).log(), target.clamp_min(1e-8).log(), 1.0
     return temperature**2 * functional.kl_div(functional.log_softmax(mine / temperature, 1),
                                               functional.log_softmax(target / temperature, 1),
