@@ -6,7 +6,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from onnx import TensorProto, helper  # noqa: E402
+from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 from onnx_models import constant, conv_bn, layer_weights, mixed_model, run  # noqa: E402
 
 from blockpunch.data import data_root  # noqa: E402
@@ -62,6 +62,28 @@ def test_real_networks_are_modules(name):
     path = data_root() / "models" / f"{name}.onnx"
     module = GraphModule(from_onnx(path))
     assert close(outputs(module, inputs(path)), run(path), 5e-4), "float32, summed in another order"
+
+
+def test_a_moved_module_computes_where_it_is(tmp_path):
+    """``meta`` stands in for a GPU: it refuses tensors of another device just so."""
+    nodes = [helper.make_node("Mul", ["x", "factor"], ["a"]),
+             helper.make_node("Resize", ["a", "", "scales"], ["b"], mode="nearest", nearest_mode="floor",
+                              coordinate_transformation_mode="asymmetric"),
+             helper.make_node("Resize", ["b", "", "scales"], ["c"], mode="linear"),
+             helper.make_node("Slice", ["c", "starts", "ends", "axes", "steps"], ["d"]),
+             helper.make_node("Conv", ["d", "w"], ["y"])]
+    whole = {"starts": [-1], "ends": [-1000], "axes": [3], "steps": [-1]}
+    weights = [constant("factor", 1, 4, 1, 1), constant("w", 3, 4, 1, 1),
+               numpy_helper.from_array(np.array([1, 1, 2, 2], np.float32), "scales"),
+               *(numpy_helper.from_array(np.array(value, np.int64), name) for name, value in whole.items())]
+    graph = helper.make_graph(nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 4, 5, 6])],
+                              [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 3, 20, 24])], weights)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8),
+              str(tmp_path / "m.onnx"))
+    module = GraphModule(from_onnx(tmp_path / "m.onnx"))
+    assert close(outputs(module, inputs(tmp_path / "m.onnx")), run(tmp_path / "m.onnx"))
+    result = module.to("meta")(torch.empty(2, 4, 5, 6, device="meta"))
+    assert result.shape == (2, 3, 20, 24) and result.device.type == "meta"
 
 
 def test_trained_weights_go_back_into_the_file(path):

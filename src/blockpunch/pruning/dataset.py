@@ -46,12 +46,13 @@ class TrainingSet:
     kind: str
     pad: int = 0
 
-    def batches(self, preprocess: Preprocess, size: int, batch: int, *, steps: int | None = None) -> ImageBatches:
+    def batches(self, preprocess: Preprocess, size: int, batch: int, *, steps: int | None = None,
+                device: str = "cpu") -> ImageBatches:
         """Shuffled batches of random crops of ``size``, mirrored half of the time; needs torch.
 
-        ``steps`` limits the batches of an epoch; each then draws from all images anew.
+        ``steps`` limits the batches of an epoch; each then draws from all images anew. ``device`` keeps the images.
         """
-        return crops(self.pixels, self.labels, preprocess, size, batch, pad=self.pad, steps=steps)
+        return crops(self.pixels, self.labels, preprocess, size, batch, pad=self.pad, steps=steps, device=device)
 
 
 def load_training_set(folder: Path, size: int, *, limit: int | None = None,

@@ -57,6 +57,12 @@ class GraphModule(nn.Module):  # type: ignore[misc]
                        if name not in self._homes}
         self._forget = _last_uses(graph)
 
+    def _apply(self, function: Function, *args: Any, **kwargs: Any) -> Any:
+        """Whatever moves the parameters moves the other constants too (buffers could not keep their dotted names)."""
+        super()._apply(function, *args, **kwargs)
+        self._fixed = {name: function(value) for name, value in self._fixed.items()}
+        return self
+
     def _add_layer(self, node: Node) -> None:
         weight = self.graph.constants[node.inputs[1]]
         bias = node.inputs[2] if len(node.inputs) > 2 else None
@@ -131,7 +137,7 @@ class GraphModule(nn.Module):  # type: ignore[misc]
 
     def constants(self) -> dict[str, Array]:
         """Constant name -> trained value, for every weight, bias, and batch-norm's scale, shift and statistics."""
-        return {name: getattr(self.get_submodule(path), field).detach().numpy().copy()
+        return {name: getattr(self.get_submodule(path), field).detach().cpu().numpy().copy()
                 for name, (path, field) in self._homes.items()}
 
 
@@ -165,7 +171,7 @@ def _average_pool(attrs: dict[str, Any], x: Any) -> Any:
 def _slice(attrs: dict[str, Any], x: Any) -> Any:
     for start, stop, axis, step in zip(*(attrs[key] for key in ("starts", "stops", "axes", "steps")), strict=True):
         x = (x[(slice(None),) * axis + (slice(start, stop, step),)] if step > 0
-             else x.index_select(axis, torch.tensor(range(start, stop, step))))
+             else x.index_select(axis, torch.tensor(range(start, stop, step), device=x.device)))
     return x
 
 
@@ -180,9 +186,10 @@ def _resize(attrs: dict[str, Any], x: Any) -> Any:
         size = x.shape[axis]
         if attrs["mode"] == "nearest":
             index = resize_nearest(attrs["coordinates"], attrs["nearest_rounding"], size, out, scale)
-            x = x.index_select(axis, torch.from_numpy(index))
+            x = x.index_select(axis, torch.from_numpy(index).to(x.device))
             continue
-        left, right, share = (torch.from_numpy(a) for a in resize_linear(attrs["coordinates"], size, out, scale))
+        found = resize_linear(attrs["coordinates"], size, out, scale)
+        left, right, share = (torch.from_numpy(part).to(x.device) for part in found)
         share = share.reshape(-1, 1) if axis == 2 else share
         x = x.index_select(axis, left) * (1 - share) + x.index_select(axis, right) * share
     return x

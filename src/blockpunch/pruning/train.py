@@ -44,19 +44,19 @@ SHARE = 0.4
 
 
 def train_onnx(source: str | Path, plan: Plan, data: TrainingSet, destination: str | Path, *, preprocess: Preprocess,
-               method: str = "reweighted", minutes: float = 10.0, batch: int = 32,
+               method: str = "reweighted", minutes: float = 10.0, batch: int = 32, device: str | None = None,
                shape: Mapping[str, tuple[int, ...]] | None = None, checkpoint: str | Path | None = None,
                progress: Callable[[Status], None] | None = None) -> tuple[PruneReport, Recovery]:
     """Prune the ONNX file ``source`` while it is trained on ``data``, and write ``destination``: see :func:`train_`."""
     graph = from_onnx(source, shape=shape)
     module, report, result = train_graph(graph, plan, data, preprocess=preprocess, method=method, minutes=minutes,
-                                         batch=batch, checkpoint=checkpoint, progress=progress)
+                                         batch=batch, device=device, checkpoint=checkpoint, progress=progress)
     write_onnx(source, graph, module.constants(), destination)
     return report, result
 
 
 def train_graph(graph: Graph, plan: Plan, data: TrainingSet, *, preprocess: Preprocess, method: str = "reweighted",
-                minutes: float = 10.0, batch: int = 32, checkpoint: str | Path | None = None,
+                minutes: float = 10.0, batch: int = 32, device: str | None = None, checkpoint: str | Path | None = None,
                 progress: Callable[[Status], None] | None = None) -> tuple[GraphModule, PruneReport, Recovery]:
     """Prune an imported network while it is trained on ``data``.
 
@@ -73,6 +73,7 @@ def train_graph(graph: Graph, plan: Plan, data: TrainingSet, *, preprocess: Prep
         method: one of :data:`METHODS`.
         minutes: about how long to train; the number of steps is settled at the start, from the time of one step.
         batch: images in a batch.
+        device: as torch names it, for the network and all images; None: the GPU if there is one.
         checkpoint: file to go on from if it is there, and to write to.
         progress: called after each step.
 
@@ -91,18 +92,20 @@ def train_graph(graph: Graph, plan: Plan, data: TrainingSet, *, preprocess: Prep
     if len(graph.inputs) != 1 or len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3]:
         raise ModelError(f"the trainer takes networks with one square image as input, not {list(shape)}",
                          where=graph.name, fix="use Pruner and fine_tune() in a loop of your own")
-    student = GraphModule(graph)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    student = GraphModule(graph).to(device)
     teacher = copy.deepcopy(student)
-    whole = data.batches(preprocess, shape[2], batch)
-    few = data.batches(preprocess, shape[2], batch, steps=3)
+    whole = data.batches(preprocess, shape[2], batch, device=device)
+    few = data.batches(preprocess, shape[2], batch, steps=3, device=device)
     outputs = _look(student, few)
     epochs, length = _schedule(checkpoint, lambda: _seconds_per_step(student, teacher, few), minutes, len(whole))
-    loader = data.batches(preprocess, shape[2], batch, steps=length)
+    loader = data.batches(preprocess, shape[2], batch, steps=length, device=device)
     pruner = Pruner(student, plan, method=make_method(method, plan, SHARE * epochs * length))
     if method == "one-shot" and not _started(checkpoint):
-        images = list(data.batches(preprocess, shape[2], batch, steps=max(1, ONE_SHOT_IMAGES // batch)))
+        images = list(data.batches(preprocess, shape[2], batch, steps=max(1, ONE_SHOT_IMAGES // batch),
+                                   device=device))
         pruner.take(prune_oneshot_(student, plan, images).masks)
-    recipe = Recipe(epochs=epochs, optimizer="sgd" if has_norms(student) else "adam",
+    recipe = Recipe(epochs=epochs, optimizer="sgd" if has_norms(student) else "adam", bfloat16=device == "cuda",
                     warmup_steps=max(1, min(100, epochs * length // 20)))
     if data.labels is not None and outputs == (few.batch, data.classes):
         result = fine_tune(pruner, loader, teacher=teacher, recipe=recipe, checkpoint=checkpoint, progress=progress)
