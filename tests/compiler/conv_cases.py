@@ -112,6 +112,8 @@ def depthwise() -> Bundle:
     add((3, 3), stride=(3, 3), size=(10, 31), batch=3)
     for size in ((1, 1), (1, 9), (9, 1), (2, 2), (7, 7), (37, 41)):
         add((3, 3), size=size)
+    for kernel, size in (((3, 3), (37, 41)), ((5, 5), (12, 31)), ((3, 3), (6, 18)), ((3, 3), (5, 16))):
+        add(kernel, size=size, stride=(2, 2), channels=3)                              # rows of vectors and a part
     add((3, 3), size=(3, 3), pads=(0, 0, 0, 0), batch=2)                               # one pixel
     add((7, 7), size=(7, 7), pads=(0, 0, 0, 0), direct=True)
     add((3, 3), multiplier=2, size=(3, 3), pads=(0, 0, 0, 0))

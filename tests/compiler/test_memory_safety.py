@@ -90,7 +90,8 @@ def tiles() -> Bundle:
 
 CASES: list[tuple[str, Callable[[], Bundle], str]] = [
     ("convolutions", conv_cases.conv_kernels, "x86-64-v4"), ("maps", conv_cases.conv_maps, "x86-64-v3"),
-    ("depthwise", conv_cases.depthwise, "x86-64-v4"), ("zeros", conv_cases.zeros, "x86-64"),
+    ("depthwise", conv_cases.depthwise, "x86-64-v4"), ("depthwise, narrow", conv_cases.depthwise, "x86-64-v3"),
+    ("zeros", conv_cases.zeros, "x86-64"),
     ("linear", conv_cases.linear, "x86-64-v3"), ("windows", other_cases.windows, "x86-64-v4"),
     ("concats", other_cases.concats, "x86-64-v3"), ("movement", other_cases.movement, "x86-64-v4"),
     ("network", lambda: network(5, 40), "x86-64-v3"), ("filters along vectors", conv_cases.layers, "x86-64-v4"),

@@ -135,9 +135,12 @@ def _lower_rows(node: Node, x: View, y: View, ctx: Context) -> tuple[str, str, s
     residuals = [f"v_load(r{i} + {{t}} * L->res_row[{i}] + j)" for i in range(len(operands(node)))]
     dys, dxs = sorted({t[1] for t in taps}), sorted({t[2] for t in taps})
     shape = "_".join(str(v).replace("-", "m") for v in (*dys, "by", *dxs))
-    name = f"depthwise_{shape}_stride{sh}{sw}_x{rows}{epilogue_name(node.epilogue)}{'_margin' if masked else ''}"
+    # Storing a part of a vector takes many instructions but with AVX-512; what a sum adds may lie where it is stored.
+    overlap = ctx.target.isa != "avx512" and y.shape[3] >= ctx.target.vector_floats and not residuals
+    name = (f"depthwise_{shape}_stride{sh}{sw}_x{rows}{epilogue_name(node.epilogue)}{'_margin' if masked else ''}"
+            f"{'_overlap' if overlap else ''}")
     helper = render("depthwise_rows.c.j2", name=name, dys=dys, dxs=dxs, sh=sh, sw=sw, rows=rows, masked=masked,
-                    loads=len(residuals), place=list.index, loads_of=_loads_of,
+                    overlap=overlap, loads=len(residuals), place=list.index, loads_of=_loads_of,
                     epilogue=lambda t: epilogue_code(node.epilogue, "v_", [load.format(t=t) for load in residuals]))
     h, w = y.shape[2:]
     return name, helper, f"{rows} rows x 1 vector", {
