@@ -8,6 +8,7 @@ dense.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -90,8 +91,10 @@ def row_orders(weights: Floats, heights: Sequence[int]) -> Iterator[RowOrder]:
     """
     for height in heights:
         yield RowOrder(height, False, np.arange(len(weights)))
-    _, same, count = np.unique(np.packbits(weights != 0, axis=1), axis=0, return_inverse=True, return_counts=True)
-    order = np.argsort(same.ravel(), kind="stable")
+    kept = [row.tobytes() for row in np.packbits(weights != 0, axis=1)]
+    order = np.array(sorted(range(len(kept)), key=kept.__getitem__))
+    times = Counter(kept)
+    count = np.array([times[same] for same in sorted(times)])
     place = np.arange(len(order)) - np.repeat(np.cumsum(count) - count, count)  # of a row in its set
     for height in heights:
         left_over = place >= np.repeat(count // height * height, count)

@@ -55,7 +55,8 @@ class Pixels(BlockedForm):
             most = min(_tile_vectors(layer.target, order.height), layer.vectors)
             if most == 0:
                 continue
-            segments = list(stored_columns(nonzero[order.rows], order.height))
+            segments = [(height, len(counts), float(counts.sum()))
+                        for height, counts in stored_columns(nonzero[order.rows], order.height)]
             vectors, _ = _whole_and_rest(layer, order.height)
             for tile in sorted({most, max(most - 1, 1), max(most * 2 // 3, 1)}, reverse=True):
                 for chunk in chunks_of(tile, vectors, layer.threads):
@@ -145,14 +146,15 @@ def chunks_of(tile: int, vectors: int, threads: int) -> list[int]:
     return sorted({-(-vectors // c) for c in counts})
 
 
-def _cycles(segments: list[tuple[int, Ints]], tile: int, chunk: int, layer: Layer) -> float:
+def _cycles(segments: list[tuple[int, int, float]], tile: int, chunk: int, layer: Layer) -> float:
+    """``segments``: (P, blocks, columns of all blocks)."""
     target = layer.target
     lines = layer.channels * (chunk * target.vector_floats / 16 + 1)  # the slab, in cache lines of 64 bytes
     load = line_cycles(64 * lines, target) * max(target.vector_floats / 16, 0.5)
-    weight_bytes = sum(float(counts.sum()) * 4 * (height + 1) for height, counts in segments)
+    weight_bytes = sum(columns * 4 * (height + 1) for height, _, columns in segments)
     total = -(-layer.vectors // chunk) * weight_bytes / stream_bytes(weight_bytes + 64 * lines, target)
     shift_cycles = _SHIFT_CYCLES * max(len(layer.shifts) - 1, 0)
-    for height, counts in segments:
+    for height, blocks, columns in segments:
         vectors, rest = _whole_and_rest(layer, height)
         sizes = [(size, 0, times) for size, times in tile_sizes(vectors, chunk, tile)]
         if rest:
@@ -162,7 +164,7 @@ def _cycles(segments: list[tuple[int, Ints]], tile: int, chunk: int, layer: Laye
             fmas, loads = height * size + more, load * size + BROADCAST_CYCLES * (height + (more + 1 if more else 0))
             per_column = column_cycles(fmas / FMA_PER_CYCLE, loads, FMA_LATENCY)
             per_tile = TILE_CYCLES + shift_cycles + STORE_CYCLES * height * (size + (more > 0))
-            total += times * (float(counts.sum()) * per_column + len(counts) * per_tile)
+            total += times * (columns * per_column + blocks * per_tile)
     return total
 
 

@@ -63,9 +63,11 @@ class Rows(Form):
         for height in (h for h in HEIGHTS if h <= len(order)):
             most = min((min(layer.target.registers - 4, _MOST_SUMS)) // height, layer.vectors)
             for tile in sorted({most, most * 2 // 3, most // 2} - {0}, reverse=True):
+                lines = _slab_lines(layer, tile)
                 for channels_of in slices:
                     choice = Choice(self.name, height, tile, channels_of, False)
-                    found.append(Schedule(choice, order, _cycles(counts[channels_of], choice, layer)))
+                    cycles = _cycles(counts[channels_of], choice, layer, 64.0 * lines * channels_of)
+                    found.append(Schedule(choice, order, cycles))
         return found
 
     def emit(self, layer: Layer, schedule: Schedule, ctx: Context) -> Emitted:
@@ -146,15 +148,17 @@ def _counts(kept: Ints, channels_of: int) -> Ints:
     return -np.sort(-np.add.reduceat(kept, edges, axis=1), axis=0)
 
 
-def _slab_bytes(layer: Layer, choice: Choice) -> float:
-    """Bytes of the lines that a slice's loads touch, for one tile of pixels."""
-    taps = np.array(layer.node.attrs["taps"])
+def _slab_lines(layer: Layer, tile: int) -> int:
+    """Lines of a channel that the loads for one tile of pixels touch."""
+    taps: dict[int, list[tuple[int, int]]] = {}
+    for phase, dy, dx in layer.node.attrs["taps"]:
+        taps.setdefault(phase, []).append((dy, dx))
     lines = 0
-    for phase in np.unique(taps[:, 0]):
-        _, dy, dx = taps[taps[:, 0] == phase].T
-        reach = choice.tile * layer.target.vector_floats + int(np.ptp(dx)) + 15 * _shifted(layer)
-        lines += min(len(np.unique(dy)) * -(-reach // 16), -(-(reach + int(np.ptp(dy)) * layer.x.strides[2]) // 16))
-    return 64.0 * lines * choice.chunk
+    for places in taps.values():
+        dys, dxs = zip(*places, strict=True)
+        reach = tile * layer.target.vector_floats + max(dxs) - min(dxs) + 15 * _shifted(layer)
+        lines += min(len(set(dys)) * -(-reach // 16), -(-(reach + (max(dys) - min(dys)) * layer.x.strides[2]) // 16))
+    return lines
 
 
 def _shifted(layer: Layer) -> bool:
@@ -162,17 +166,23 @@ def _shifted(layer: Layer) -> bool:
     return len(layer.node.attrs["taps"]) > 1
 
 
-def _load_cycles(layer: Layer, choice: Choice) -> float:
+def _load_cycles(layer: Layer, slab_bytes: float) -> float:
     """Cycles to load one input vector, by how much of the slice stays in the first-level cache."""
     near, more = (1.08, 0.25) if _shifted(layer) else (0.8, 0.4)
-    return near + more * max(1 - 0.7 * layer.target.l1_bytes / _slab_bytes(layer, choice), 0.0)
+    return near + more * max(1 - 0.7 * layer.target.l1_bytes / slab_bytes, 0.0)
 
 
-def _cycles(counts: Ints, choice: Choice, layer: Layer) -> float:
-    """``counts``: [filters, slices] weights of each filter in each slice, in each slice the most first."""
+def _cycles(counts: Ints, choice: Choice, layer: Layer, slab_bytes: float) -> float:
+    """Cycles of the layer.
+
+    Args:
+        counts: [filters, slices] weights of each filter in each slice, in each slice the most first.
+        choice, layer: what runs.
+        slab_bytes: bytes of the lines that a slice's loads touch, for one tile of pixels.
+    """
     target, chunks = layer.target, -(-layer.vectors // choice.tile)
     size, slices = layer.vectors / chunks, counts.shape[1]
-    load = max(_load_cycles(layer, choice) * target.vector_floats / 16, _LEAST_LOAD_CYCLES)
+    load = max(_load_cycles(layer, slab_bytes) * target.vector_floats / 16, _LEAST_LOAD_CYCLES)
     total, start = 0.0, 0
     for height, rows in heights(len(counts), choice.height):
         steps, sums = counts[start:start + rows:height], height * size
@@ -182,6 +192,6 @@ def _cycles(counts: Ints, choice: Choice, layer: Layer) -> float:
         moved = len(steps) * sums * (STORE_CYCLES + _SUM_CYCLES * (slices - 1))
         unforeseen = _LIST_CYCLES * np.count_nonzero(np.diff(steps, axis=0))  # lists as long as those before are not
         weight_bytes = 8.0 * height * float(steps.sum())
-        stream = weight_bytes / stream_bytes(weight_bytes + _slab_bytes(layer, choice), target)
+        stream = weight_bytes / stream_bytes(weight_bytes + slab_bytes, target)
         total += chunks * (float(steps.sum()) * per_step + lists + unforeseen + moved + stream)
     return total
