@@ -24,9 +24,9 @@ from blockpunch.atomic import write_text
 from blockpunch.graph import load_graph
 from blockpunch.graph.passes import optimize
 from blockpunch.mapping import LatencyTable, Network, profile
-from blockpunch.mapping.coupling import predict
 from blockpunch.mapping.grid import rates_for, schemes_for
 from blockpunch.mapping.network import Cell
+from blockpunch.mapping.prediction import predict
 from blockpunch.mapping.profile import measure
 from blockpunch.target import Target
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from blockpunch.mapping import LatencyTable, Network
 from blockpunch.mapping.grid import DENSE, rates_for, schemes_for
 from blockpunch.mapping.network import Cell, Item
+from blockpunch.mapping.table import Timing
 
 Formula = Callable[[Item, Cell], float]
 
@@ -24,5 +25,5 @@ def fill(table: LatencyTable, network: Network, formula: Formula = by_work) -> L
     for item in network.items:
         cells = [(DENSE, 1.0), *((s, r) for s in schemes_for(item.layers[0]) for r in rates_for(s, item.layers[0]))]
         for cell in cells:
-            table.add(network, {item.step: (item.key, cell, formula(item, cell))}, rest=1e-6, beside=[1e-4])
+            table.add(network, {item.step: Timing(item.key, cell, formula(item, cell))}, rest=1e-6, beside=[1e-4])
     return table

@@ -14,6 +14,7 @@ from blockpunch.mapping.exact import map_exact
 from blockpunch.mapping.grid import DENSE, refines, schemes_for
 from blockpunch.mapping.network import Cell, Item
 from blockpunch.mapping.rules import map_rules
+from blockpunch.mapping.table import Timing
 from blockpunch.plan import Plan
 from blockpunch.pruning import prune_onnx
 from blockpunch.schemes import Scheme
@@ -125,7 +126,7 @@ def test_rates_that_hardly_save_time_are_no_contenders(tmp_path: Path, network: 
 
 def test_a_table_that_knows_too_little_asks_for_more_measurements(tmp_path: Path, network: Network) -> None:
     table = LatencyTable(tmp_path / "t.jsonl", network.target)
-    cells = {item.step: (item.key, (DENSE, 1.0), 1.0) for item in network.items}
+    cells = {item.step: Timing(item.key, (DENSE, 1.0), 1.0) for item in network.items}
     table.add(network, cells, 0.1, [1.0] * len(network.items))
     with pytest.raises(DataError, match=r"(?s)no layer is known to run faster.*--profile-seconds"):
         map_exact(network, table, {}, Goal(speedup=1.2))

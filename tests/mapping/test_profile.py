@@ -12,6 +12,7 @@ import pytest
 from blockpunch.mapping import LatencyTable, Network, profile
 from blockpunch.mapping.grid import DENSE, RATES
 from blockpunch.mapping.network import Cell
+from blockpunch.mapping.prediction import work_of
 
 module = __import__("blockpunch.mapping.profile", fromlist=["profile"])
 
@@ -70,6 +71,19 @@ def test_predictions_between_rates_are_near(network: Network, tmp_path: Path, co
         predicted = table.predict(network, {second.step: (scheme, rate)}).items[second.step]
         macs = network.kept_macs(second, network.pruned({second.step: (scheme, rate)}))
         assert predicted == pytest.approx(1e-9 * macs, rel=0.15), rate
+
+
+def test_what_was_run_is_kept_beside_the_seconds(network: Network, tmp_path: Path,
+                                                 compiled: list[dict[str, Cell]]) -> None:
+    profile(network, LatencyTable(tmp_path / "t.jsonl", network.target))
+    table, second = LatencyTable(tmp_path / "t.jsonl", network.target), network.items[1]
+    forms = set()
+    for scheme, rate in table.cells(second.key):
+        alone = network.compile(network.pruned({second.step: (scheme, rate)} if rate > 1 else {}))
+        work = table.work(second.key, scheme, rate)
+        assert work and work == work_of(alone, second.step), (scheme, rate)
+        forms.add(work.form)
+    assert len(forms) > 1
 
 
 def test_a_network_that_shares_its_layers_needs_one_round(network: Network, tmp_path: Path,

@@ -12,6 +12,7 @@ from blockpunch.errors import DataError
 from blockpunch.mapping import LatencyTable, Network
 from blockpunch.mapping.curves import between, doubt, falling
 from blockpunch.mapping.grid import DENSE
+from blockpunch.mapping.table import Timing
 from blockpunch.schemes import Scheme
 from blockpunch.target import Target
 from mapping_cases import fill
@@ -32,12 +33,12 @@ def test_what_is_added_is_read_again(tmp_path: Path, network: Network) -> None:
 def test_a_torn_line_is_passed_over_and_the_next_one_is_whole(tmp_path: Path, network: Network) -> None:
     path = tmp_path / "t.jsonl"
     item = network.items[1]
-    LatencyTable(path, network.target).add(network, {item.step: (item.key, (DENSE, 1.0), 2.0)}, 1.0, [3.0])
+    LatencyTable(path, network.target).add(network, {item.step: Timing(item.key, (DENSE, 1.0), 2.0)}, 1.0, [3.0])
     with path.open("a") as file:
         file.write('{"layer": "64x32')
     torn = LatencyTable(path, network.target)
     assert torn.dense(item) == 2.0
-    torn.add(network, {item.step: (item.key, (BLOCK, 2.0), 1.0)}, 1.0, [3.0])
+    torn.add(network, {item.step: Timing(item.key, (BLOCK, 2.0), 1.0)}, 1.0, [3.0])
     assert LatencyTable(path, network.target).cells(item.key) == {(DENSE, 1.0): 2.0, (BLOCK, 2.0): 1.0}
 
 
@@ -57,7 +58,7 @@ def test_tables_of_other_devices_and_kernels_are_refused(tmp_path: Path, network
 def test_a_table_of_a_named_cpu_can_be_read_elsewhere(tmp_path: Path, network: Network) -> None:
     path, item = tmp_path / "t.jsonl", network.items[1]
     there = LatencyTable(path, network.target, cpu="Z80")
-    there.add(network, {item.step: (item.key, (DENSE, 1.0), 2.0)}, 1.0, [3.0])
+    there.add(network, {item.step: Timing(item.key, (DENSE, 1.0), 2.0)}, 1.0, [3.0])
     assert LatencyTable(path, network.target, cpu="Z80").dense(item) == 2.0
     with pytest.raises(DataError, match="another CPU"):
         LatencyTable(path, network.target)
@@ -98,7 +99,7 @@ def test_below_the_lowest_measured_rate_dense_forms_promise_nothing() -> None:
 def test_cells_between_far_measurements_are_not_offered(tmp_path: Path, network: Network) -> None:
     made, item, scheme = LatencyTable(tmp_path / "t.jsonl", network.target), network.items[1], Scheme("filter")
     for rate, seconds in ((1.0, 9.0), (24.0, 0.4)):
-        made.add(network, {item.step: (item.key, (scheme if rate > 1 else DENSE, rate), seconds)}, 0.5, [20.0])
+        made.add(network, {item.step: Timing(item.key, (scheme if rate > 1 else DENSE, rate), seconds)}, 0.5, [20.0])
     assert made.estimate(item.key, scheme, 3.0) == (pytest.approx(0.4 + 8.6 * (1 / 3 - 1 / 24) / (1 - 1 / 24)), False)
     assert [rate for rate in (1.5, 3.0, 12.0, 24.0) if made.sure(item.key, scheme, rate)] == [24.0]
     assert not made.sure(item.key, BLOCK, 2.0)
@@ -131,7 +132,7 @@ def test_an_outlier_does_not_attract_the_mapper(tmp_path: Path, network: Network
     made = LatencyTable(tmp_path / "t.jsonl", network.target)
     item, scheme = network.items[1], Scheme("filter")
     for rate, seconds in ((1.0, 9.0), (2.0, 6.0), (3.0, 1.0), (4.0, 3.0), (6.0, 2.0)):
-        made.add(network, {item.step: (item.key, (scheme if rate > 1 else DENSE, rate), seconds)}, 0.5, [20.0])
+        made.add(network, {item.step: Timing(item.key, (scheme if rate > 1 else DENSE, rate), seconds)}, 0.5, [20.0])
     curve = made.curve(item.key, scheme)
     assert curve == {1.0: 9.0, 2.0: 6.0, 3.0: 2.0, 4.0: 2.0, 6.0: 2.0}
     assert made.estimate(item.key, scheme, 3.0) == (2.0, True)
@@ -141,7 +142,7 @@ def test_the_median_of_repeated_measurements_counts(tmp_path: Path, network: Net
     made = LatencyTable(tmp_path / "t.jsonl", network.target)
     item = network.items[0]
     for seconds in (1.0, 9.0, 2.0):
-        made.add(network, {item.step: (item.key, (DENSE, 1.0), seconds)}, 0.5, [1.0])
+        made.add(network, {item.step: Timing(item.key, (DENSE, 1.0), seconds)}, 0.5, [1.0])
     assert made.dense(item) == 2.0
 
 
@@ -150,6 +151,6 @@ def test_rounds_on_a_slow_machine_count_at_the_usual_pace(tmp_path: Path, networ
     made = LatencyTable(tmp_path / "t.jsonl", network.target)
     item = network.items[0]
     for factor, beside in ((1.0, [1.0, 3.0, 2.0]), (2.0, [2.0, 6.0, 9.0]), (1.0, [1.0, 3.0, 2.0])):
-        made.add(network, {item.step: (item.key, (BLOCK, 2.0 * factor), 7.0 * factor)}, factor, beside)
+        made.add(network, {item.step: Timing(item.key, (BLOCK, 2.0 * factor), 7.0 * factor)}, factor, beside)
     again = LatencyTable(tmp_path / "t.jsonl", network.target)
     assert again.cells(item.key) == {(BLOCK, 2.0): 7.0, (BLOCK, 4.0): 7.0} and again.rest(network) == 1.0

@@ -70,11 +70,13 @@ class Options:
         key: the layer's shape and the statistics of its zeros; equal keys run alike.
         choices: the best by the model first.
         chosen: the one that was compiled.
+        cycles: that the model gives for it.
     """
 
     key: str
     choices: tuple[Choice, ...]
     chosen: Choice
+    cycles: float
 
 
 @dataclass(frozen=True)

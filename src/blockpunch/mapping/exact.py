@@ -21,9 +21,9 @@ from blockpunch.mapping.choices import (
     options,
     write_plan,
 )
-from blockpunch.mapping.coupling import predict
 from blockpunch.mapping.goal import Goal, unreachable
 from blockpunch.mapping.network import Network
+from blockpunch.mapping.prediction import predict
 from blockpunch.mapping.solver import Frontier, frontier
 from blockpunch.mapping.table import LatencyTable, Prediction
 

@@ -26,7 +26,8 @@ from blockpunch.errors import TargetError
 from blockpunch.mapping.curves import between, doubt
 from blockpunch.mapping.grid import COARSE, DENSE, rates_for, schemes_for
 from blockpunch.mapping.network import Cell, Item, Network
-from blockpunch.mapping.table import DOUBT, LatencyTable
+from blockpunch.mapping.prediction import work_of
+from blockpunch.mapping.table import DOUBT, LatencyTable, Timing
 from blockpunch.measure.engines.base import random_inputs
 from blockpunch.measure.pinning import pinned
 from blockpunch.runtime.session import Session
@@ -207,7 +208,7 @@ def _round(network: Network, table: LatencyTable, cells: Mapping[str, Cell], den
         tries[item.key, cell] += 1
         whole = macs[item.step] >= 0.99 * network.kept_macs(item, graph)
         if whole or (tries[item.key, cell] >= TRIES and cell not in table.cells(item.key)):
-            found[item.step] = (item.key, cell, trial.get(item.step, 0.0))
+            found[item.step] = Timing(item.key, cell, trial.get(item.step, 0.0), work_of(program, item.step))
     steps = {item.step for item in network.items}
     rest = sum(seconds for name, seconds in trial.items() if name not in steps)
     table.add(network, found, rest, [beside[item.step] for item in network.items])

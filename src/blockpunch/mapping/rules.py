@@ -12,10 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from blockpunch.mapping.choices import Mapped, write_plan
-from blockpunch.mapping.coupling import predict
 from blockpunch.mapping.goal import Goal, unreachable
 from blockpunch.mapping.grid import DENSE, RATES, schemes_for
 from blockpunch.mapping.network import Cell, Item, Network
+from blockpunch.mapping.prediction import predict
 from blockpunch.mapping.table import LatencyTable
 from blockpunch.schemes import REGULARITIES, Scheme
 
@@ -138,8 +138,7 @@ def map_rules(network: Network, table: LatencyTable, goal: Goal, *, hard_data: b
         chosen, reasons = _at(network, table, rate, hard_data, beta)
         found = table.predict(network, chosen)
         least = min(least, found.seconds)
-        if found.seconds <= budget:
-            found = predict(network, table, chosen)
+        if found.seconds <= budget and (found := predict(network, table, chosen)).seconds <= budget:
             plan = write_plan(network, chosen, found.items, SOURCE, reasons)
             return Mapped(plan, found.seconds, dense.seconds, dense.rest)
     raise unreachable(goal, least, dense.seconds, network.graph.name)

@@ -12,7 +12,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,7 +27,23 @@ from blockpunch.target import Target
 from blockpunch.tuning import kernel_version, store_path
 
 FORMAT = "blockpunch-latency-table"
-VERSION = 3
+VERSION = 4
+
+
+class Work(NamedTuple):
+    """What the compiler makes of a layer: the form of its kernel, and the cycles that the cost model gives it."""
+
+    form: str
+    cycles: float
+
+
+class Timing(NamedTuple):
+    """The layers of a key under a cell, in one run: seconds, and what was run (None: nothing models its kernel)."""
+
+    key: str
+    cell: Cell
+    seconds: float
+    work: Work | None = None
 
 
 @dataclass(frozen=True)
@@ -71,6 +87,7 @@ class LatencyTable:
         self.path, self.target, self.threads, self.model = Path(path), target, threads, model
         self.cpu = cpu or cpu_name()
         self._cells: dict[str, dict[Cell, list[tuple[str, int, float]]]] = {}
+        self._works: dict[str, dict[Cell, Work]] = {}
         self._rest: dict[str, list[float]] = {}
         self._beside: dict[str, list[Sequence[float]]] = {}
         self._paces: dict[str, list[float]] = {}
@@ -93,6 +110,10 @@ class LatencyTable:
         """The measured cells of the layers of a key, and their seconds (the median of all measurements)."""
         return {cell: self._typical(times) for cell, times in self._cells.get(key, {}).items()}
 
+    def work(self, key: str, scheme: Scheme, rate: float) -> Work | None:
+        """What was run when a cell was measured, if that is known."""
+        return self._works.get(key, {}).get((scheme if rate > 1 else DENSE, rate))
+
     def rest(self, network: Network) -> float | None:
         """Seconds of all steps without weights to prune."""
         rows = self._rest.get(network.key)
@@ -113,13 +134,13 @@ class LatencyTable:
             self._paces[network] = [ratio / statistics.median(ratios) for ratio in ratios]
         return self._paces[network][at]
 
-    def add(self, network: Network, cells: Mapping[str, tuple[str, Cell, float]], rest: float,
+    def add(self, network: Network, cells: Mapping[str, Timing], rest: float,
             beside: Sequence[float]) -> None:
         """Remember one run of a network, now and on disk, in one write.
 
         Args:
             network: that ran.
-            cells: step -> (key, cell, seconds).
+            cells: by step.
             rest: seconds of its other steps.
             beside: seconds of the dense network's items, measured in turns with it: they tell the machine's pace.
 
@@ -128,8 +149,8 @@ class LatencyTable:
         """
         records: list[dict[str, Any]] = [{"network": network.key, "name": network.graph.name, "rest": rest,
                                           "beside": list(beside)}]
-        records += [{"layer": key, "scheme": str(scheme), "rate": rate, "seconds": seconds}
-                    for key, (scheme, rate), seconds in cells.values()]
+        records += [{"layer": key, "scheme": str(scheme), "rate": rate, "seconds": seconds,
+                     **(work._asdict() if work else {})} for key, (scheme, rate), seconds, work in cells.values()]
         new = not self.path.exists()
         text = "".join(json.dumps(record) + "\n" for record in ([self.header] if new else []) + records)
         make_folder(self.path.parent)
@@ -254,6 +275,8 @@ class LatencyTable:
             cell = Scheme.parse(record["scheme"]), float(record["rate"])
             found = self._last, len(self._beside[self._last]) - 1, float(record["seconds"])
             self._cells.setdefault(record["layer"], {}).setdefault(cell, []).append(found)
+            if "cycles" in record:
+                self._works.setdefault(record["layer"], {})[cell] = Work(record["form"], float(record["cycles"]))
 
 
 def table_path(target: Target, threads: int) -> Path:

@@ -44,7 +44,8 @@ class Conv(Kernel):
         found = schedule.options(layer)
         wanted = ctx.choices.get(node.name)
         chosen = next((s for s in found if s.choice == wanted), found[0])
-        ctx.options[node.name] = Options(_key(layer, found), tuple(s.choice for s in found), chosen.choice)
+        ctx.options[node.name] = Options(_key(layer, found), tuple(s.choice for s in found), chosen.choice,
+                                         float(chosen.cycles))
         emitted = FORMS[chosen.choice.form].emit(layer, chosen, ctx)
         units, body = together(emitted.parts)
         return Step(info=_info(layer, chosen, emitted, ctx), units=units, body=body, helpers=emitted.helpers,

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Protocol
 
 from blockpunch.mapping.choices import Errors, Mapped, write_plan
-from blockpunch.mapping.coupling import predict
 from blockpunch.mapping.exact import why
 from blockpunch.mapping.goal import Goal
 from blockpunch.mapping.network import Network
+from blockpunch.mapping.prediction import predict
 from blockpunch.mapping.search.controller import Controller
 from blockpunch.mapping.search.executors import Evaluate, Evaluator, Executor, Local
 from blockpunch.mapping.search.journal import Journal

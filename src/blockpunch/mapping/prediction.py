@@ -1,0 +1,87 @@
+"""Seconds of a whole network under a plan: what the compiler makes of the plan, at the pace that was measured.
+
+The plan is compiled, but not built. A layer that runs as it was measured takes the seconds of the table. Others are
+near one that was measured: at another rate, or smaller, since filters and channels that go from a layer altogether take
+work from the layers around it (:mod:`blockpunch.graph.passes.shrink`; of a layer with few filters, blocks and single
+weights at a high rate leave some empty, too). Seconds go with the modelled cycles there, from the nearest measurement
+*of the same form of kernel*: between two rates of which one runs dense in Winograd's form and the other by its zeros,
+time is not linear in anything, but the compiler says on which side a rate falls.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Mapping
+
+from blockpunch.compiler import Program
+from blockpunch.mapping.grid import DENSE
+from blockpunch.mapping.network import Cell, Item, Network
+from blockpunch.mapping.table import LatencyTable, Prediction, Work
+from blockpunch.schemes import Scheme
+
+_SAME = 0.01
+"""Work that differs by no more than this part is the same."""
+_SMALLER = Scheme("channel")
+"""What an unpruned layer that has become smaller is like."""
+
+
+def work_of(program: Program, step: str) -> Work | None:
+    """What a step was compiled to; None where nothing models its kernel."""
+    found = program.options.get(step)
+    return Work(found.chosen.form, found.cycles) if found else None
+
+
+def predict(network: Network, table: LatencyTable, cells: Mapping[str, Cell]) -> Prediction:
+    """Seconds of ``network`` with each item (by its step) under its cell, its neighbours' cells counted in.
+
+    Which weights go is decided by their magnitudes; other criteria take other ones, but about as many filters.
+
+    Raises:
+        DataError: the table has nothing about the network, or about a scheme on one of its layers.
+    """
+    alone = table.predict(network, cells)
+    given = {step: cell for step, cell in cells.items() if cell[1] > 1}
+    if not given:
+        return alone
+    pruned = network.pruned(given)
+    program = network.compile(pruned)
+    kept = {step.name: step.kept_macs for step in program.steps}
+    seconds = {}
+    for item in network.items:
+        left = kept.get(item.step, 0) / network.kept_macs(item, pruned)
+        work = work_of(program, item.step)
+        found = alone.items[item.step]
+        if work is None or not left:  # nothing models it: its part of the time
+            seconds[item.step] = found * min(1.0, left)
+        else:
+            seconds[item.step] = _seconds(item, table, cells.get(item.step, (DENSE, 1.0)), work, left, found)
+    return Prediction(alone.rest + sum(seconds.values()), seconds, alone.rest, alone.interpolated)
+
+
+def _seconds(item: Item, table: LatencyTable, cell: Cell, work: Work, left: float, alone: float) -> float:
+    """Seconds of an item that is compiled to ``work``.
+
+    ``left`` is the part of its own work that its neighbours leave it, ``alone`` what it takes if that is all. Between
+    two rates of one form seconds are interpolated. Else they are those of the nearest cell that was measured, of the
+    same scheme and form where there is one, in proportion to the cycles.
+    """
+    scheme, rate = cell if cell[0].prunes else (_SMALLER, 1.0)
+    curve = {1.0: table.dense(item), **table.curve(item.key, scheme)}
+    if left > 1 - _SAME and (rate in curve or _between_alike(item, table, cell, work)):
+        return alone
+    known = [(seconds, was) for at, seconds in curve.items() if (was := table.work(item.key, scheme, at))]
+    alike = [(seconds, was) for seconds, was in known if was.form == work.form] or known
+    if not alike:
+        return alone * min(1.0, left)
+    seconds, was = min(alike, key=lambda point: abs(math.log(point[1].cycles / work.cycles)))
+    return seconds * work.cycles / was.cycles
+
+
+def _between_alike(item: Item, table: LatencyTable, cell: Cell, work: Work) -> bool:
+    """Whether the rates that were measured around a cell run in one form, and it does, too; so do none beyond."""
+    scheme, rate = cell
+    rates = list(table.curve(item.key, scheme))
+    at = bisect.bisect_left(rates, rate)
+    around = [table.work(item.key, scheme, r) for r in rates[max(at - 1, 0):at + 1]]
+    return at == len(rates) or all(was is not None and was.form == work.form for was in around)

@@ -1,0 +1,78 @@
+"""Predictions follow what the compiler makes of a plan: smaller neighbours, and where one form of kernel ends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from blockpunch.mapping import LatencyTable, Network
+from blockpunch.mapping.grid import DENSE
+from blockpunch.mapping.network import Item
+from blockpunch.mapping.prediction import predict, work_of
+from blockpunch.mapping.table import Timing, Work
+from blockpunch.schemes import Scheme
+from mapping_cases import fill
+
+module: Any = __import__("blockpunch.mapping.prediction", fromlist=["predict"])
+BLOCK = Scheme("block-punched", (4, 1))
+
+
+def item_of(network: Network, step: str) -> Item:
+    return next(item for item in network.items if item.step == step)
+
+
+@pytest.mark.parametrize("scheme, rate, step, neighbour", [
+    ("channel", 4.0, "second", "first"), ("filter", 4.0, "first", "second"), ("filter", 4.0, "second", "last"),
+    ("unstructured", 1000.0, "second", "first")])
+def test_a_smaller_neighbour_takes_its_cycles(network: Network, tmp_path: Path, scheme: str, rate: float, step: str,
+                                              neighbour: str) -> None:
+    table = LatencyTable(tmp_path / "t.jsonl", network.target)
+    for item in network.items:  # two nanoseconds for each modelled cycle, whatever the cell
+        for cell in ((DENSE, 1.0), (Scheme(scheme), rate)):
+            program = network.compile(network.pruned({item.step: cell} if cell[1] > 1 else {}))
+            work = work_of(program, item.step)
+            seconds = 2e-9 * work.cycles if work else 1e-6
+            table.add(network, {item.step: Timing(item.key, cell, seconds, work)}, rest=0.0, beside=[1.0])
+    cells = {step: (Scheme(scheme), rate)}
+    found, alone = predict(network, table, cells), table.predict(network, cells)
+    program = network.compile(network.pruned(cells))
+    expected = work_of(program, neighbour)
+    if expected:
+        assert found.items[neighbour] == pytest.approx(2e-9 * expected.cycles, rel=0.02)
+    assert found.items[neighbour] < 0.9 * alone.items[neighbour]
+    assert found.items[step] == pytest.approx(alone.items[step], rel=0.02)
+    assert found.seconds == pytest.approx(sum(found.items.values()) + found.rest)
+
+
+def test_layers_that_nothing_takes_from_are_as_in_the_table(network: Network, tmp_path: Path) -> None:
+    table = fill(LatencyTable(tmp_path / "t.jsonl", network.target), network)
+    few = {"first": (BLOCK, 1.5)}
+    assert predict(network, table, few) == table.predict(network, few)
+    assert predict(network, table, {}) == table.predict(network, {})
+
+
+@pytest.mark.parametrize("form, rate, cycles, expected", [
+    ("winograd", 2.5, 100.0, 1.5),       # as at rate 2
+    ("rows", 4.0, 150.0, 1.2),           # 1.5 times the cycles of rate 6
+    ("rows", 6.0, 100.0, 0.8), ("rows", 7.0, 90.0, 0.8 - 0.2 * (1 / 6 - 1 / 7) / (1 / 6 - 1 / 8)),
+    ("rows", 9.0, 70.0, 0.6),            # beyond all
+    ("patterns", 4.0, 80.0, 0.64)])      # never measured: the nearest in cycles
+def test_where_another_form_takes_over(network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str,
+                                       rate: float, cycles: float, expected: float) -> None:
+    table, item = fill(LatencyTable(tmp_path / "t.jsonl", network.target), network), item_of(network, "second")
+    other = LatencyTable(tmp_path / "other.jsonl", network.target)
+    measured = [(1.0, 1.4, Work("winograd", 95.0)), (2.0, 1.5, Work("winograd", 100.0)),
+                (6.0, 0.8, Work("rows", 100.0)), (8.0, 0.6, Work("rows", 75.0))]
+    for at, seconds, work in measured:
+        cell = (BLOCK if at > 1 else DENSE, at)
+        other.add(network, {item.step: Timing(item.key, cell, seconds, work)}, rest=1e-6, beside=[1.0])
+    for neighbour in network.items:
+        if neighbour is not item:
+            timing = Timing(neighbour.key, (DENSE, 1.0), table.dense(neighbour))
+            other.add(network, {neighbour.step: timing}, rest=1e-6, beside=[1.0])
+    monkeypatch.setattr(module, "work_of", lambda program, step: Work(form, cycles) if step == item.step else None)
+    read = LatencyTable(tmp_path / "other.jsonl", network.target)
+    assert read.work(item.key, BLOCK, 6.0) == Work("rows", 100.0)
+    assert predict(network, read, {item.step: (BLOCK, rate)}).items[item.step] == pytest.approx(expected)
