@@ -92,12 +92,17 @@ def _vectors(node: Node, ow: int, merge: Callable[[str, str, str], str]) -> str:
     if stride > 2 or not whole:
         return ""
     def load(kx: int) -> str:
-        at = f"line + j * {stride} + {kx * dilation}"
-        return f"v_load({at})" if stride == 1 else f"v_even(v_load({at}), v_load({at} + VL))"
+        offset = kx * dilation
+        if stride == 1:
+            return f"v_load(line + j + {offset})"
+        at = f"line + 2 * j + {offset - offset % 2}"  # neighbours share their loads
+        return f"v_{('even', 'odd')[offset % 2]}_mixed(v_load({at}), v_load({at} + VL))"
 
     value = load(0)
     for kx in range(1, node.attrs["kernel"][1]):
         value = merge("v_", value, load(kx))
+    if stride == 2:
+        value = f"v_in_order({value})"
     kh, kw = node.attrs["kernel"]
     scale = "" if node.op == "MaxPool" else f"x *= {1 / (kh * kw)!r}f;"
     epilogue = " ".join(epilogue_code(node.epilogue, "v_", []))
