@@ -86,6 +86,31 @@ def test_what_was_run_is_kept_beside_the_seconds(network: Network, tmp_path: Pat
     assert len(forms) > 1
 
 
+def test_what_an_interruption_spoilt_is_measured_again(network: Network, tmp_path: Path,
+                                                       compiled: list[dict[str, Cell]],
+                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    second, usual, spoilt = network.items[1], module._times, []
+
+    def times(*run: Any) -> Any:
+        trial, beside = usual(*run)
+        cell = compiled[-1].get(second.step, (DENSE, 1.0))
+        if not spoilt and cell[1] == 6:
+            spoilt.append(cell)
+            trial[second.step] *= 30
+        return trial, beside
+
+    monkeypatch.setattr(module, "_times", times)
+    table = LatencyTable(tmp_path / "t.jsonl", network.target)
+    profile(network, table)
+    for scheme, rate in table.cells(second.key):
+        macs = network.kept_macs(second, network.pruned({second.step: (scheme, rate)} if rate > 1 else {}))
+        assert table.curve(second.key, scheme).get(rate, 1e-9 * macs) == pytest.approx(1e-9 * macs, rel=0.02)
+    lines = [json.loads(line) for line in (tmp_path / "t.jsonl").read_text().splitlines()]
+    again = [line for line in lines if line.get("layer") == second.key
+             and (line["scheme"], line["rate"]) == (str(spoilt[0][0]), 6.0)]
+    assert len(again) == 3
+
+
 def test_a_network_that_shares_its_layers_needs_one_round(network: Network, tmp_path: Path,
                                                           compiled: list[dict[str, Cell]]) -> None:
     from dataclasses import replace

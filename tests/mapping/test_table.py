@@ -12,7 +12,7 @@ from blockpunch.errors import DataError
 from blockpunch.mapping import LatencyTable, Network
 from blockpunch.mapping.curves import between, doubt, falling
 from blockpunch.mapping.grid import DENSE
-from blockpunch.mapping.table import Timing
+from blockpunch.mapping.table import Timing, Work
 from blockpunch.schemes import Scheme
 from blockpunch.target import Target
 from mapping_cases import fill
@@ -154,3 +154,21 @@ def test_rounds_on_a_slow_machine_count_at_the_usual_pace(tmp_path: Path, networ
         made.add(network, {item.step: Timing(item.key, (BLOCK, 2.0 * factor), 7.0 * factor)}, factor, beside)
     again = LatencyTable(tmp_path / "t.jsonl", network.target)
     assert again.cells(item.key) == {(BLOCK, 2.0): 7.0, (BLOCK, 4.0): 7.0} and again.rest(network) == 1.0
+
+
+def test_rates_that_took_longer_than_lower_ones(tmp_path: Path, network: Network) -> None:
+    """They are asked for until three measurements agree; what runs in another form is not smoothed with the rest."""
+    made, item = LatencyTable(tmp_path / "t.jsonl", network.target), network.items[1]
+
+    def add(rate: float, seconds: float, form: str) -> None:
+        cell = (BLOCK if rate > 1 else DENSE, rate)
+        made.add(network, {item.step: Timing(item.key, cell, seconds, Work(form, 10.0))}, 0.5, [20.0])
+
+    for rate, seconds, form in ((1.0, 5.0, "winograd"), (2.0, 4.0, "winograd"), (6.0, 6.0, "rows"), (8.0, 4.2, "rows"),
+                                (12.0, 4.4, "rows")):
+        add(rate, seconds, form)
+    assert made.rising(item.key, BLOCK) == [6.0, 12.0]  # 4.2 may be noise
+    assert made.curve(item.key, BLOCK) == pytest.approx({1.0: 5.0, 2.0: 4.0, 6.0: 6.0, 8.0: 4.3, 12.0: 4.3})
+    for seconds in (6.1, 6.2):
+        add(6.0, seconds, "rows")
+    assert LatencyTable(tmp_path / "t.jsonl", network.target).rising(item.key, BLOCK) == [12.0]

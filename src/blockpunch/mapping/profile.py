@@ -43,7 +43,8 @@ WHOLE = ("filter", "channel")
 PATIENCE, APART = 2, 3
 """Rounds after which a cell that is not known yet is measured with the layers around it dense, and how many of them."""
 TRIES = 6
-"""Rounds after which a cell that is not known yet is stored although neighbours have made its layer smaller."""
+"""Rounds after which a cell that is not known yet is stored although neighbours have made its layer smaller, and one
+that is known is not measured again."""
 TURNS = 3
 TURN_S, LEAST_RUNS = 0.12, 4
 
@@ -82,7 +83,7 @@ def profile(network: Network, table: LatencyTable, progress: Progress | None = N
     with ExitStack() as stack:
         dense = None
         while True:
-            queues = _queues(network, table)
+            queues = _queues(network, table, tries)
             left = max((-(-len(queue.missing) // len(queue.items)) for queue in queues), default=0)
             known = table.rest(network) is not None
             if known and (not left or time.monotonic() - start > seconds):
@@ -127,7 +128,8 @@ def wanted(item: Item, table: LatencyTable, whole_s: float, count: int = 1) -> l
               if (rate in COARSE or rate == rates[scheme][-1]) and (scheme, rate) not in known]
     if coarse:
         return coarse
-    found: list[Cell] = []
+    found = [(scheme, rate) for scheme in rates for rate in table.rising(item.key, scheme)
+             if known[scheme, rate] * count > NEGLIGIBLE * whole_s]
     for scheme in rates:
         curve = table.curve(item.key, scheme)
         for rate in sorted(set(rates[scheme]) - curve.keys()):
@@ -137,14 +139,16 @@ def wanted(item: Item, table: LatencyTable, whole_s: float, count: int = 1) -> l
     return found
 
 
-def _queues(network: Network, table: LatencyTable) -> list[_Queue]:
+def _queues(network: Network, table: LatencyTable, tries: Mapping[tuple[str, Cell], int]) -> list[_Queue]:
     by_key: dict[str, _Queue] = {}
     for item in network.items:
         by_key.setdefault(item.key, _Queue([])).items.append(item)
     known = [table.cells(item.key).get((DENSE, 1.0)) for item in network.items]
     whole = sum(seconds or 0.0 for seconds in known)
     for queue in by_key.values():
-        queue.missing = wanted(queue.items[0], table, whole, len(queue.items))
+        item = queue.items[0]
+        queue.missing = [cell for cell in wanted(item, table, whole, len(queue.items))
+                         if cell not in table.cells(item.key) or tries.get((item.key, cell), 0) < TRIES]
     return list(by_key.values())
 
 

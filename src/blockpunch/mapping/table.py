@@ -7,10 +7,12 @@ measurement. What was measured stays through any interruption, and networks that
 from __future__ import annotations
 
 import json
+import math
 import os
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,6 +65,8 @@ class Prediction:
     interpolated: tuple[str, ...]
 
 
+BELIEVED = 3
+"""Measurements of a cell whose median is believed although it is slower than at a lower rate."""
 DOUBT = 0.08
 """Interpolated seconds may be off by this part of them; where it may be more, they are to be measured."""
 
@@ -109,6 +113,17 @@ class LatencyTable:
     def cells(self, key: str) -> dict[Cell, float]:
         """The measured cells of the layers of a key, and their seconds (the median of all measurements)."""
         return {cell: self._typical(times) for cell, times in self._cells.get(key, {}).items()}
+
+    def rising(self, key: str, scheme: Scheme) -> list[float]:
+        """Rates that took longer than a lower one, beyond doubt, and were not measured often enough to believe it."""
+        found, least = [], math.inf
+        for (known, rate), times in sorted(self._cells.get(key, {}).items(), key=lambda item: item[0][1]):
+            if known == scheme:
+                seconds = self._typical(times)
+                if seconds > (1 + DOUBT) * least and len(times) < BELIEVED:
+                    found.append(rate)
+                least = min(least, seconds)
+        return found
 
     def work(self, key: str, scheme: Scheme, rate: float) -> Work | None:
         """What was run when a cell was measured, if that is known."""
@@ -188,14 +203,17 @@ class LatencyTable:
     def curve(self, key: str, scheme: Scheme) -> Curve:
         """Rate -> measured seconds under a scheme, rate 1 being the dense layer; empty if the scheme has none.
 
-        They fall (:func:`~blockpunch.mapping.curves.falling`), but for the step from dense, which runs in other forms.
+        Among rates that run in one form they fall (:func:`~blockpunch.mapping.curves.falling`).
         """
         if (key, scheme) not in self._curves:
             cells = self._cells.get(key, {})
             dense = cells.get((DENSE, 1.0))
             times = {rate: times for (known, rate), times in sorted(cells.items(), key=lambda item: item[0][1])
                      if known == scheme}
-            seconds = falling([self._typical(t) for t in times.values()], [len(t) for t in times.values()])
+            seconds: list[float] = []
+            for _, rates in groupby(times, lambda rate: (work := self.work(key, scheme, rate)) and work.form):
+                alike = [times[rate] for rate in rates]
+                seconds += falling([self._typical(t) for t in alike], [len(t) for t in alike])
             self._curves[key, scheme] = ({1.0: self._typical(dense)} | dict(zip(times, seconds, strict=True))
                                          if dense and times else {})
         return self._curves[key, scheme]
