@@ -142,16 +142,19 @@ class Pruner:
     def _silence_dead(self) -> None:
         """Hold bias and batch-norm at zero where the masks leave a filter no weight."""
         self._masked.drop(self._masked.names() - self._weights())
+        dying = []
         for name, mask in self.masks.items():
             alive = mask.flatten(1).any(dim=1)
             regularity = self.plan.layers[name].scheme.regularity
             if not bool(alive.all()) and (self._zero_dead or (self._zero_dead is None and regularity == "filter")):
                 self._silence(name, self._modules[name], alive)
+                dying.append(name)
+        if dying and self._norms is None and has_norms(self.model):
+            log.warning("whole filters go from %s: pass example= to have the batch-norm behind found",
+                        f"'{dying[0]}'" + (f" and {len(dying) - 1} more" if len(dying) > 1 else ""))
 
     def _silence(self, name: str, module: nn.Module, alive: torch.Tensor) -> None:
         """Mask bias and batch-norm entries of filters that are not ``alive``."""
-        if self._norms is None and has_norms(self.model):
-            log.warning("layer '%s' loses whole filters: pass example= to have its batch-norm found", name)
         if module.bias is not None:
             self._masked.hold(f"{name}.bias", module.bias, alive)
         paths = {norm: path for path, norm in self._modules.items()}
