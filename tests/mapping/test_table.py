@@ -157,7 +157,7 @@ def test_rounds_on_a_slow_machine_count_at_the_usual_pace(tmp_path: Path, networ
 
 
 def test_rates_that_took_longer_than_lower_ones(tmp_path: Path, network: Network) -> None:
-    """They are asked for until three measurements agree; what runs in another form is not smoothed with the rest."""
+    """They are asked for until there are three measurements; other forms are not smoothed with the rest."""
     made, item = LatencyTable(tmp_path / "t.jsonl", network.target), network.items[1]
 
     def add(rate: float, seconds: float, form: str) -> None:

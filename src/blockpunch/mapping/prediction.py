@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import bisect
 import math
+from collections import Counter
 from collections.abc import Mapping
 
 from blockpunch.compiler import Program
@@ -32,6 +33,14 @@ def work_of(program: Program, step: str) -> Work | None:
     return Work(found.chosen.form, found.cycles) if found else None
 
 
+def kept_macs_of(program: Program) -> Counter[str]:
+    """Step -> multiply-accumulates that it computes."""
+    found: Counter[str] = Counter()
+    for step in program.steps:
+        found[step.name] += step.kept_macs
+    return found
+
+
 def predict(network: Network, table: LatencyTable, cells: Mapping[str, Cell]) -> Prediction:
     """Seconds of ``network`` with each item (by its step) under its cell, its neighbours' cells counted in.
 
@@ -46,10 +55,10 @@ def predict(network: Network, table: LatencyTable, cells: Mapping[str, Cell]) ->
         return alone
     pruned = network.pruned(given)
     program = network.compile(pruned)
-    kept = {step.name: step.kept_macs for step in program.steps}
+    kept = kept_macs_of(program)
     seconds = {}
     for item in network.items:
-        left = kept.get(item.step, 0) / network.kept_macs(item, pruned)
+        left = kept[item.step] / network.kept_macs(item, pruned)
         work = work_of(program, item.step)
         found = alone.items[item.step]
         if work is None or not left:  # nothing models it: its part of the time
@@ -64,7 +73,7 @@ def _seconds(item: Item, table: LatencyTable, cell: Cell, work: Work, left: floa
 
     ``left`` is the part of its own work that its neighbours leave it, ``alone`` what it takes if that is all. Between
     two rates of one form seconds are interpolated. Else they are those of the nearest cell that was measured, of the
-    same scheme and form where there is one, in proportion to the cycles.
+    same scheme and form where there is one, in proportion to the cycles; neighbours make no measured cell slower.
     """
     scheme, rate = cell if cell[0].prunes else (_SMALLER, 1.0)
     curve = {1.0: table.dense(item), **table.curve(item.key, scheme)}
@@ -75,11 +84,12 @@ def _seconds(item: Item, table: LatencyTable, cell: Cell, work: Work, left: floa
     if not alike:
         return alone * min(1.0, left)
     seconds, was = min(alike, key=lambda point: abs(math.log(point[1].cycles / work.cycles)))
-    return seconds * work.cycles / was.cycles
+    found = seconds * work.cycles / was.cycles
+    return min(found, alone) if rate in curve else found
 
 
 def _between_alike(item: Item, table: LatencyTable, cell: Cell, work: Work) -> bool:
-    """Whether the rates that were measured around a cell run in one form, and it does, too; so do none beyond."""
+    """Whether the rates that were measured around a cell run in its form; true beyond the highest, where time stays."""
     scheme, rate = cell
     rates = list(table.curve(item.key, scheme))
     at = bisect.bisect_left(rates, rate)

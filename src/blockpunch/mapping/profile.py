@@ -26,7 +26,7 @@ from blockpunch.errors import TargetError
 from blockpunch.mapping.curves import between, doubt
 from blockpunch.mapping.grid import COARSE, DENSE, rates_for, schemes_for
 from blockpunch.mapping.network import Cell, Item, Network
-from blockpunch.mapping.prediction import work_of
+from blockpunch.mapping.prediction import kept_macs_of, work_of
 from blockpunch.mapping.table import DOUBT, LatencyTable, Timing
 from blockpunch.measure.engines.base import random_inputs
 from blockpunch.measure.pinning import pinned
@@ -203,9 +203,7 @@ def _round(network: Network, table: LatencyTable, cells: Mapping[str, Cell], den
     program = network.compile(graph) if pruned else network.program
     with _session(network, program) if pruned else nullcontext(dense) as session:
         trial, beside = _times(session, dense, program, network.program)
-    macs: Counter[str] = Counter()
-    for step in program.steps:
-        macs[step.name] += step.kept_macs
+    macs = kept_macs_of(program)
     found = {}
     for item in network.items:
         cell = cells[item.step]
