@@ -74,6 +74,8 @@ def winograd() -> Bundle:
         y = b.conv(b.value(n, c, h, w), b.weights(f, c, 3, 3), pads=(pad,) * 4, epilogue=[fused("Add", 3)],
                    operands=[b.value(*size)])
         b.output(y, b.conv(y, b.weights(4, f, 3, 3), pads=(1, 1, 1, 1)))
+    for side, stride, pad in ((4, 1, 0), (5, 1, 2), (7, 1, 3), (7, 2, 3)):
+        b.output(b.conv(b.value(1, 5, 15, 13), b.weights(9, 5, side, side), stride=(stride,) * 2, pads=(pad,) * 4))
     return b
 
 

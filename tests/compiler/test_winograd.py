@@ -32,9 +32,14 @@ def maps() -> Bundle:
         y = b.conv(x, b.weights(f, c, 3, 3), pads=(pad,) * 4, epilogue=[fused("Add", 3), fused("Relu")], operands=[r])
         b.output(y, b.conv(x, b.weights(f, c, 3, 3), pads=(pad, pad, pad, 0), bias=False, epilogue=[fused("Silu")]),
                  b.conv(y, b.weights(8, f, 3, 3), pads=(1, 1, 1, 1)))
-    x = b.value(2, 3, 41, 38)  # strided kernels are 3x3 over the phases of their input
-    for side, pad in ((6, 2), (5, 2), (6, 1)):
+    x = b.value(2, 3, 41, 38)  # strided kernels are 3x3 or 4x4 over the phases of their input
+    for side, pad in ((6, 2), (5, 2), (6, 1), (7, 3), (8, 2)):
         b.output(b.conv(x, b.weights(10, 3, side, side), stride=(2, 2), pads=(pad,) * 4))
+    x = b.value(1, 18, 13, 11)
+    for side in (4, 5, 6, 7):
+        y = b.conv(x, b.weights(33, 18, side, side), pads=(side // 2,) * 4, epilogue=[fused("Relu")])
+        b.output(y, b.conv(y, b.weights(8, 33, side, side)))
+    b.output(b.conv(x, b.weights(9, 18, 3, 3), pads=(2, 2, 2, 2), dilation=(2, 2)))  # 5x5, mostly zeros
     return b
 
 
@@ -72,15 +77,25 @@ def test_tiles_along_the_vectors() -> None:
     assert len(choices) > 5
 
 
+def test_larger_kernels() -> None:
+    """A first layer of ResNet, 5x5 and dilated layers: the model takes the form, and results stay right."""
+    b = Bundle(75)
+    b.output(b.conv(b.value(1, 3, 112, 112), b.weights(64, 3, 7, 7), stride=(2, 2), pads=(3, 3, 3, 3)),
+             b.conv(b.value(1, 32, 28, 28), b.weights(64, 32, 5, 5), pads=(2, 2, 2, 2)),
+             b.conv(b.value(1, 64, 28, 28), b.weights(64, 64, 3, 3), pads=(2, 2, 2, 2), dilation=(2, 2)))
+    program = check(b, "host", flags=("-O2",), tolerance=2e-5)
+    assert {item.chosen.form for item in program.options.values()} == {"winograd"}
+
+
 @settings(max_examples=4, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(st.tuples(st.integers(1, 3), st.integers(1, 40), st.integers(2, 23), st.integers(2, 23),
-                          st.integers(1, 70), st.sampled_from([(1, 1, 1, 1), (0, 2, 1, 0), (2, 0, 2, 2)])),
-                min_size=4, max_size=4), st.floats(0, 0.99))
-def test_any_map(shapes: list[tuple[int, int, int, int, int, tuple[int, int, int, int]]], at: float) -> None:
+                          st.integers(1, 70), st.sampled_from([(1, 1, 1, 1), (0, 2, 1, 0), (2, 0, 2, 2)]),
+                          st.integers(3, 7)), min_size=4, max_size=4), st.floats(0, 0.99))
+def test_any_map(shapes: list[tuple[int, int, int, int, int, tuple[int, int, int, int], int]], at: float) -> None:
     b = Bundle(len(shapes[0]))
-    for n, c, h, w, f, pads in shapes:
-        if min(h + pads[0] + pads[2], w + pads[1] + pads[3]) > 3:
-            b.output(b.conv(b.value(n, c, h, w), b.weights(f, c, 3, 3), pads=pads))
+    for n, c, h, w, f, pads, side in shapes:
+        if min(h + pads[0] + pads[2], w + pads[1] + pads[3]) > side:
+            b.output(b.conv(b.value(n, c, h, w), b.weights(f, c, side, side), pads=pads))
     if b.graph.outputs:
         choices = winograd(compile_graph(b.graph, Target.host()).options, at)
         check(b, "host", flags=("-O1",), choices=choices, tolerance=2e-5)

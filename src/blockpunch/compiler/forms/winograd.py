@@ -1,11 +1,12 @@
-"""Winograd's minimal filtering, F(m x m, 3 x 3): a dense 3x3 convolution of stride 1 with fewer multiplications.
+"""Winograd's minimal filtering, F(m x m, r x r): a dense convolution of stride 1 with fewer multiplications.
 
-A kernel of 6x6 and stride 2 is one of 3x3 over the four phases of its input, so that first layers profit, too.
+A kernel of 6x6 and stride 2 is one of 3x3 over the four phases of its input, one of 7x7 fits into 4x4, so that first
+layers profit, too.
 
-A tile of m x m results is ``A^T [(G g G^T) * (B^T d B)] A`` (Lavin and Gray, "Fast Algorithms for Convolutional Neural
-Networks", CVPR 2016), d being its (m+2) x (m+2) inputs and g the weights, whose side is computed here. The elementwise
-product over all channels is a matrix product for each of the (m+2)^2 positions: 36 multiplications per channel instead
-of 144 for m = 4, 16 instead of 36 for m = 2. Zeros among the weights are weights like any other.
+A tile of m x m results is ``A^T [(G g G^T) * (B^T d B)] A``, d being its n x n inputs, n = m + r - 1, and g the weights,
+whose side is computed here; :mod:`minimal_filtering <blockpunch.compiler.forms.minimal_filtering>` has the matrices. The
+elementwise product over all channels is a matrix product for each of the n^2 positions: for 3x3 36 multiplications per
+channel instead of 144 for m = 4, 16 instead of 36 for m = 2. Zeros among the weights are weights like any other.
 
 Work is cut into chunks of tiles and parts of filters. For a chunk, the inputs of all channels are transformed once and
 stay with the thread; each part of filters multiplies them with its weights and transforms the results back. Channels
@@ -32,6 +33,7 @@ from blockpunch.compiler.forms.base import (
     Schedule,
     stream_bytes,
 )
+from blockpunch.compiler.forms.minimal_filtering import input_line, output_line, unit, weight_matrix
 from blockpunch.compiler.kernels.base import (
     Context,
     biases,
@@ -46,15 +48,14 @@ from blockpunch.compiler.packing import Floats, Ints
 from blockpunch.compiler.program import Choice
 from blockpunch.target import Target
 
-_WEIGHTS = {  # G; the points are 0, 1, -1, infinity and 0, 1, -1, 2, -2, infinity: the templates have B^T and A^T
-    2: np.array([[1, 0, 0], [1 / 2, 1 / 2, 1 / 2], [1 / 2, -1 / 2, 1 / 2], [0, 0, 1]]),
-    4: np.array([[1 / 4, 0, 0], [-1 / 6, -1 / 6, -1 / 6], [-1 / 6, 1 / 6, -1 / 6], [1 / 24, 1 / 12, 1 / 6],
-                 [1 / 24, -1 / 12, 1 / 6], [0, 0, 1]]),
-}
 _AHEAD = 8  # tiles that the maps are fetched ahead
 _PARTS = (2, 3)  # vectors of filters
-_INPUT_CYCLES = {2: (110.0, 190.0), 4: (280.0, 480.0)}  # of a tile and a vector of channels, by where the map is
-_OUTPUT_CYCLES = {2: (130.0, 200.0), 4: (185.0, 290.0)}
+_INPUT_CYCLES = {  # n -> of a tile and a vector of channels, by where the map is
+    4: (110.0, 190.0), 5: (185.0, 315.0), 6: (280.0, 480.0), 7: (420.0, 680.0), 8: (560.0, 900.0)}
+_OUTPUT_CYCLES = {  # m, n -> the same of a vector of filters
+    (2, 4): (130.0, 200.0), (2, 5): (150.0, 225.0), (2, 6): (170.0, 250.0), (2, 7): (195.0, 280.0),
+    (2, 8): (220.0, 310.0), (4, 6): (185.0, 290.0), (4, 7): (240.0, 350.0), (4, 8): (290.0, 400.0)}
+_CHANNELS = {8: 128}  # n -> most input channels, so that no layer's rounding errors exceed those of 3x3 with 512
 _MEMORY_RATE, _OWN_RATE, _RESULT_RATE = 9.5, 12.0, 48.0  # bytes per cycle
 
 
@@ -66,24 +67,25 @@ class Winograd(Form):
 
     def schedules(self, layer: Layer) -> list[Schedule]:
         """Tiles of 2x2 and 4x4 results, with chunks that stay in the second-level cache and ever larger ones."""
-        if not fills_3x3(layer):
-            return []
-        found = []
-        order = np.arange(len(layer.weights))
+        found, order = [], np.arange(len(layer.weights))
         for m in (4, 2):
-            if min(layer.rows, layer.width) < m:
+            n = m + side(layer) - 1
+            if (m, n) not in _OUTPUT_CYCLES or min(layer.rows, layer.width) < m:
+                continue
+            if layer.channels > _CHANNELS.get(n, layer.channels):
                 continue
             tiles = len(_tiles(layer, m))
             for parts in _parts(layer):
-                for chunk in _chunks(layer, m, parts, tiles):
+                for chunk in _chunks(layer, n, parts, tiles):
                     choice = Choice(self.name, parts * layer.target.vector_floats, m, chunk, grouped=False)
-                    found.append(Schedule(choice, order, _cycles(layer, m, parts, chunk, tiles)))
+                    found.append(Schedule(choice, order, _cycles(layer, m, n, parts, chunk, tiles)))
         return found
 
     def emit(self, layer: Layer, schedule: Schedule, ctx: Context) -> Emitted:
         """Transform the weights, and write the products of every group size that the chunks are cut into."""
         choice, vl = schedule.choice, layer.target.vector_floats
         m, parts = choice.tile, choice.height // vl
+        n = m + side(layer) - 1
         panel, bias = transformed_weights(layer, m, choice.height, ctx)
         tiles = _tiles(layer, m)
         fields = _fields(layer, tiles, choice, ctx) | {
@@ -91,11 +93,11 @@ class Winograd(Form):
         most, epilogue = _group(layer.target, parts), layer.node.epilogue
         sizes = sorted({size for length in (choice.chunk, len(tiles) % choice.chunk)
                         for size in _groups(length, most)})
-        base = f"winograd{m}_{parts}"
+        base = f"winograd{m}_{n}_{parts}"
         masked = layer.y.plane is not None and layer.y.plane.zero_margin
-        shared: dict[str, Any] = {"m": m, "parts": parts, "vl": vl, "loads": len(operands(layer.node)),
-                                  "ahead": _AHEAD}
-        transform, result = f"winograd{m}_input", f"{base}_output{epilogue_name(epilogue)}"
+        shared: dict[str, Any] = {"m": m, "n": n, "parts": parts, "vl": vl, "loads": len(operands(layer.node)),
+                                  "ahead": _AHEAD, "input_line": input_line, "output_line": output_line, "unit": unit(n)}
+        transform, result = f"winograd{n}_input", f"{base}_output{epilogue_name(epilogue)}"
         name = f"{base}{epilogue_name(epilogue)}{'_margin' if masked else ''}_{'_'.join(map(str, sizes))}"
         groups = len(_groups(choice.chunk, most))
         lines = -(-choice.height // (16 * groups))  # of the next panel, that a group fetches in each step
@@ -110,30 +112,31 @@ class Winograd(Form):
             helpers[function] = render("winograd.c.j2", what=what, name=function, **shared, **more)
         views = [layer.x, layer.y, *(ctx.view(other) for other in operands(layer.node))]
         units = len(panel) * -(-len(tiles) // choice.chunk)
-        floats = (m + 2) ** 2 * (fields["v_step"] + fields["m_step"])
+        floats = n * n * (fields["v_step"] + fields["m_step"])
         return Emitted([(units, call(name, "winograd_layer", fields, views, ctx))], helpers, panel.size, panel.nbytes,
                        floats)
 
 
 def corner(layer: Layer) -> tuple[int, int]:
-    """(dy, dx) of the first of the 3x3 inputs that a result depends on."""
+    """(dy, dx) of the first of the inputs that a result depends on."""
     taps = layer.node.attrs["taps"]
     return min(dy for _, dy, _ in taps), min(dx for _, _, dx in taps)
 
 
-def fills_3x3(layer: Layer) -> bool:
-    """Whether the taps span 3x3 inputs: a 3x3 kernel, or one of up to 6x6 and stride 2, of which each phase is one."""
+def side(layer: Layer) -> int:
+    """r where the taps span r x r inputs, else 0: a kernel of r x r, or of up to 2r x 2r and stride 2, one per phase."""
     (y, x), taps = corner(layer), layer.node.attrs["taps"]
-    return bool(max(dy for _, dy, _ in taps) - y == max(dx for _, _, dx in taps) - x == 2)
+    high, wide = max(dy for _, dy, _ in taps) - y + 1, max(dx for _, _, dx in taps) - x + 1
+    return high if high == wide else 0
 
 
 def _kernels(layer: Layer) -> Floats:
-    """[filters, input channels (phases count), 9] the weights as 3x3 kernels, zero where a phase has no tap."""
-    (y, x), taps = corner(layer), layer.node.attrs["taps"]
+    """[filters, input channels (phases count), r * r] the weights as kernels, zero where a phase has no tap."""
+    (y, x), taps, r = corner(layer), layer.node.attrs["taps"], side(layer)
     filters, channels = len(layer.weights), layer.weights.shape[1] // len(taps)
-    kernels = np.zeros((filters, layer.channels, 9), np.float32)
+    kernels = np.zeros((filters, layer.channels, r * r), np.float32)
     for tap, (phase, dy, dx) in enumerate(taps):
-        kernels[:, phase * channels:(phase + 1) * channels, 3 * (dy - y) + dx - x] = layer.weights[:, tap::len(taps)]
+        kernels[:, phase * channels:(phase + 1) * channels, r * (dy - y) + dx - x] = layer.weights[:, tap::len(taps)]
     return kernels
 
 
@@ -166,9 +169,9 @@ def _groups(tiles: int, most: int) -> list[int]:
     return sizes
 
 
-def _chunks(layer: Layer, m: int, parts: int, tiles: int) -> list[int]:
+def _chunks(layer: Layer, n: int, parts: int, tiles: int) -> list[int]:
     """Chunks whose transformed values take half of the second-level cache, it all, and twice it; all tiles; equal."""
-    tile_bytes = 4 * (m + 2) ** 2 * (layer.channels + parts * layer.target.vector_floats)
+    tile_bytes = 4 * n * n * (layer.channels + parts * layer.target.vector_floats)
     counts = {1} | {min(-(-tiles * tile_bytes // (layer.target.l2_bytes * share // 2)), tiles) for share in (1, 2, 4)}
     return sorted({-(-tiles // count) for count in counts})
 
@@ -183,11 +186,12 @@ def transformed_weights(layer: Layer, m: int, height: int, ctx: Context) -> tupl
     """([parts, positions, channels, height] transformed weights, biases and as many zeros as a part has filters)."""
     filters, channels = len(layer.weights), layer.channels
     rows = np.minimum(np.arange(-(-filters // height) * height), filters - 1)  # the last part repeats the last filter
-    both, kernels = np.kron(_WEIGHTS[m], _WEIGHTS[m]), _kernels(layer)
+    matrix, kernels = weight_matrix(m, side(layer)), _kernels(layer)
+    both = np.kron(matrix, matrix)
     panel = np.empty((len(rows) // height, len(both), channels, height), np.float32)
     for part, picked in zip(panel, rows.reshape(-1, height), strict=True):
         taps = kernels[picked].transpose(2, 1, 0)
-        part[...] = (both @ taps.reshape(9, -1).astype(np.float64)).reshape(part.shape)
+        part[...] = (both @ taps.reshape(len(taps), -1).astype(np.float64)).reshape(part.shape)
     return panel, np.concatenate([biases(layer.node, ctx, filters)[rows], np.zeros(height, np.float32)])
 
 
@@ -215,9 +219,9 @@ def _epilogue(layer: Layer, m: int) -> Callable[[int, int], list[str]]:
     return lambda i, z: epilogue_code(layer.node.epilogue, "v_", [load.format(k=k, i=i, z=z) for k in count])
 
 
-def _cycles(layer: Layer, m: int, parts: int, chunk: int, tiles: int) -> float:
+def _cycles(layer: Layer, m: int, n: int, parts: int, chunk: int, tiles: int) -> float:
     """The weights stream in beside the products, from memory for the first chunk; the transforms come on top."""
-    target, positions, channels, height = layer.target, (m + 2) ** 2, layer.channels, parts * layer.target.vector_floats
+    target, positions, channels, height = layer.target, n * n, layer.channels, parts * layer.target.vector_floats
     blocks, vectors = -(-len(layer.weights) // height), -(-channels // target.vector_floats)
     chunks = -(-tiles // chunk)
     weight_bytes = 4.0 * positions * blocks * height * channels
@@ -229,7 +233,8 @@ def _cycles(layer: Layer, m: int, parts: int, chunk: int, tiles: int) -> float:
             products += times * positions * blocks * (channels * per_channel + TILE_CYCLES + parts * size)
     inputs, results = layer.channels * layer.vectors, len(layer.weights) * layer.vectors
     total = max(1.08 * products, stream) + 0.15 * min(products, stream)
-    for size, (near, far), count in ((inputs, _INPUT_CYCLES[m], vectors), (results, _OUTPUT_CYCLES[m], blocks * parts)):
+    for size, (near, far), count in ((inputs, _INPUT_CYCLES[n], vectors),
+                                     (results, _OUTPUT_CYCLES[m, n], blocks * parts)):
         total += tiles * count * (near if 4 * size * target.vector_floats <= 2 * target.l2_bytes else far)
     own_bytes = 4.0 * positions * chunk * channels
     if own_bytes > 4 * target.l2_bytes:  # every part of the filters fetches the transformed inputs from afar

@@ -23,7 +23,8 @@ from blockpunch.compiler.forms.base import (
     Layer,
     Schedule,
 )
-from blockpunch.compiler.forms.winograd import corner, fills_3x3, transformed_weights
+from blockpunch.compiler.forms.minimal_filtering import input_line, output_line
+from blockpunch.compiler.forms.winograd import corner, side, transformed_weights
 from blockpunch.compiler.kernels.base import (
     Context,
     call,
@@ -51,7 +52,7 @@ class WinogradTiles(Form):
 
     def schedules(self, layer: Layer) -> list[Schedule]:
         """Parts of 8 to 24 filters, on maps of at least 16 x 16 pixels and cores with vectors of 16 floats."""
-        if layer.target.isa != "avx512" or min(layer.rows, layer.width) < _SIDE or not fills_3x3(layer):
+        if layer.target.isa != "avx512" or min(layer.rows, layer.width) < _SIDE or side(layer) != 3:
             return []
         order = np.arange(len(layer.weights))
         heights = [h for h in _HEIGHTS if h <= max(len(order), _HEIGHTS[0])]
@@ -76,7 +77,8 @@ class WinogradTiles(Form):
         helpers = {"winograd_tiles_layer": render("winograd_tiles_layer.c.j2")}
         for what, function, more in texts:
             helpers[function] = render("winograd_tiles.c.j2", what=what, name=function, height=height, ahead=_AHEAD,
-                                       loads=len(operands(layer.node)), epilogue=kernel_epilogue(epilogue), **more)
+                                       loads=len(operands(layer.node)), epilogue=kernel_epilogue(epilogue),
+                                       input_line=input_line, output_line=output_line, **more)
         views = [layer.x, layer.y, *(ctx.view(other) for other in operands(layer.node))]
         floats = _POSITIONS * (fields["v_step"] + height * _SIDE)
         return Emitted([(len(blocks), call(name, "winograd_tiles_layer", fields, views, ctx))], helpers, panel.size,
