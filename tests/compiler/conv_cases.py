@@ -42,6 +42,9 @@ def conv_kernels() -> Bundle:
     for dilation in ((2, 2), (3, 1)):
         add((3, 3), dilation=dilation, pads=(2, 1, 3, 2))
         add((3, 3), dilation=dilation, stride=(2, 2), pads=(2, 2, 2, 2))
+    for dilation in ((24, 12), (12, 30)):  # taps that see padding alone
+        for stride in (1, 2):
+            add((3, 3), dilation=dilation, stride=(stride,) * 2, pads=(*dilation, *dilation))
     add((3, 3), channels=6, groups=2, batch=3)
     add((1, 1), channels=6, groups=3, filters=9, batch=2)
     add((3, 3), channels=6, groups=3, filters=12, stride=(2, 2))
@@ -105,6 +108,8 @@ def depthwise() -> Bundle:
     add((3, 3), multiplier=2)
     add((3, 3), multiplier=3, stride=(2, 2), batch=2)
     add((3, 3), dilation=(2, 2), pads=(2, 2, 2, 2))
+    add((3, 3), dilation=(20, 30), pads=(20, 30, 20, 30))
+    add((3, 3), dilation=(20, 30), pads=(20, 30, 20, 30), stride=(2, 2))
     add((3, 3), dilation=(2, 3), pads=(1, 2, 0, 3), stride=(2, 2), bias=False)
     add((3, 3), pads=(0, 0, 1, 1), stride=(2, 2), size=(12, 12), direct=True)
     add((3, 3), pads=(0, 0, 0, 0), channels=1)

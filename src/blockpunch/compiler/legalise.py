@@ -3,7 +3,7 @@
 * ``Repack(x)`` step=(sh, sw): every (sh x sw) phase of a map as channels of its own, phase after phase, a planar value.
   A strided convolution reads phases with stride 1; step (1, 1) just brings a graph input into planar form.
 * ``Conv`` gets ``taps``: for each kernel position (phase, dy, dx) of its stride-1 input. Depthwise convolutions keep
-  their stride and have no phases.
+  their stride and have no phases. Kernel rows and columns that only ever see padding are cut off.
 """
 
 from __future__ import annotations
@@ -98,8 +98,36 @@ def _linear(node: Node, out: Graph) -> Node:
     return Node(f"{node.name}/map", "Reshape", (flat,), (result,), {"shape": shape}, node.path)
 
 
+def seen(node: Node, graph: Graph) -> tuple[slice, slice]:
+    """Rows and columns of a convolution's kernel that ever lie on the map; others meet padding alone, as those of a
+    3x3 kernel of dilation 24 on a map of 16 x 16, or of any on a map of one pixel."""
+    kernel, size, results = (graph.shape(name)[2:] for name in (*node.inputs[1::-1], node.outputs[0]))
+    found = []
+    for axis in (0, 1):
+        stride, dilation, pad = (node.attrs[name][axis] for name in ("stride", "dilation", "pads"))
+        on_map = [k for k in range(kernel[axis])
+                  if any(0 <= i * stride + k * dilation - pad < size[axis] for i in range(results[axis]))]
+        found.append(slice(on_map[0], on_map[-1] + 1) if on_map else slice(kernel[axis]))
+    return found[0], found[1]
+
+
+def _cut(node: Node, out: Graph) -> Node:
+    """The convolution without the rows and columns of its kernel that are never :func:`seen`."""
+    w, rows_columns = node.inputs[1], seen(node, out)
+    weights = out.constants[w][:, :, *rows_columns]
+    if weights.shape == out.shape(w):
+        return node
+    cut = f"{w}/seen_{'_'.join(map(str, weights.shape[2:]))}"
+    out.constants[cut] = np.ascontiguousarray(weights)
+    begin = [part.start * dilation for part, dilation in zip(rows_columns, node.attrs["dilation"], strict=True)]
+    top, left, bottom, right = node.attrs["pads"]
+    return replace(node, inputs=(node.inputs[0], cut, *node.inputs[2:]),
+                   attrs={**node.attrs, "pads": (top - begin[0], left - begin[1], bottom, right)})
+
+
 def _conv(node: Node, out: Graph) -> Node:
     """Bring input and fused operands into planar form, and turn stride into phases."""
+    node = _cut(node, out)
     x, w = node.inputs[:2]
     kernel = out.shape(w)[2:]
     (sh, sw), (dh, dw) = node.attrs["stride"], node.attrs["dilation"]

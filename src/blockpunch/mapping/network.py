@@ -15,7 +15,7 @@ import numpy as np
 
 from blockpunch.compiler import Choice, Program, compile_graph
 from blockpunch.compiler.batch import parts_of
-from blockpunch.compiler.legalise import legalise
+from blockpunch.compiler.legalise import legalise, seen
 from blockpunch.compiler.merge import merge_sums
 from blockpunch.errors import ModelError
 from blockpunch.graph.ir import Graph, Node
@@ -129,7 +129,8 @@ class Network:
         found = 0.0
         for node in (nodes[layer.name] for layer in item.layers if layer.name in nodes):
             weight = graph.constants[node.inputs[1]]
-            found += node_macs(graph, node) * float(np.count_nonzero(weight)) / weight.size
+            used = weight[:, :, *seen(node, graph)] if node.op == "Conv" else weight
+            found += node_macs(graph, node) * float(np.count_nonzero(used)) / weight.size
         return found
 
     def pruned(self, cells: Mapping[str, Cell]) -> Graph:
