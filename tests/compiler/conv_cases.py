@@ -220,6 +220,13 @@ def linear() -> Bundle:
                         operands=[b.value(*size)]))
         b.output(b.node("Linear", b.value(*shape), b.weights(7, 6), b.constant(b.rng.normal(size=7)),
                         epilogue=(fused("Silu"), fused("Mul", 3)), operands=[b.input(*size)]))
+    for rows in (1, 2, 9, 20):  # several streams of weights, tiles of rows of two sizes; lists alike and unlike
+        for filters in (1, 24, 97, 131):
+            kept = b.rng.random((filters, 50)) < 0.3
+            for keep in (None, kept, np.repeat(kept[:, :10], 5, axis=1)):
+                w = b.weights(filters, 50, keep=keep)
+                b.output(b.node("Linear", b.value(rows, 50), w, b.constant(b.rng.normal(size=filters)),
+                                epilogue=(fused("Add", 3), fused("Relu")), operands=[b.value(rows, filters)]))
     pooled = b.node("GlobalAveragePool", b.value(2, 11, 5, 5))
     flat = b.node("Reshape", pooled, shape=(2, 11))
     b.output(b.node("Linear", flat, b.weights(6, 11)))

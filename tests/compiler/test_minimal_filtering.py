@@ -19,7 +19,7 @@ def run_c(code: str, values: dict[str, Fraction]) -> dict[str, Fraction]:
     for statement in re.sub(r"const vf|[{}]", ";", code).split(";"):
         for assignment in filter(str.strip, statement.split(",")):
             name, _, expression = assignment.partition("=")
-            found[name.strip()] = eval(re.sub(r"([0-9.]+)f", r"Fraction('\1')", expression),  # noqa: S307
+            found[name.strip()] = eval(re.sub(r"([0-9.]+)f", r"Fraction('\1')", expression),
                                        {"Fraction": Fraction}, found)
     return found
 
@@ -31,7 +31,7 @@ def test_it_filters(m: int, r: int) -> None:
     transformed = run_c(input_line([f"d{i}" for i in range(n)], [f"t{i}" for i in range(n)]),
                         {f"d{i}": x for i, x in enumerate(inputs)})
     matrix = weight_matrix(m, r)
-    weights = [sum((Fraction(c).limit_denominator(10 ** 6) * tap for c, tap in zip(row, taps, strict=True)), Fraction(0))
+    weights = [sum((Fraction(c).limit_denominator(10 ** 6) * tap for c, tap in zip(row, taps, strict=True)), Fraction())
                for row in matrix]
     results = run_c(output_line([f"d{i}" for i in range(n)], [f"y{i}" for i in range(m)]),
                     {f"d{i}": weight * transformed[f"t{i}"] for i, weight in enumerate(weights)})

@@ -3,10 +3,11 @@
 A kernel of 6x6 and stride 2 is one of 3x3 over the four phases of its input, one of 7x7 fits into 4x4, so that first
 layers profit, too.
 
-A tile of m x m results is ``A^T [(G g G^T) * (B^T d B)] A``, d being its n x n inputs, n = m + r - 1, and g the weights,
-whose side is computed here; :mod:`minimal_filtering <blockpunch.compiler.forms.minimal_filtering>` has the matrices. The
-elementwise product over all channels is a matrix product for each of the n^2 positions: for 3x3 36 multiplications per
-channel instead of 144 for m = 4, 16 instead of 36 for m = 2. Zeros among the weights are weights like any other.
+A tile of m x m results is ``A^T [(G g G^T) * (B^T d B)] A``, d being its n x n inputs, n = m + r - 1, and g the
+weights, whose side is computed here; :mod:`minimal_filtering <blockpunch.compiler.forms.minimal_filtering>` has the
+matrices. The elementwise product over all channels is a matrix product for each of the n^2 positions: for 3x3 36
+multiplications per channel instead of 144 for m = 4, 16 instead of 36 for m = 2. Zeros among the weights are weights
+like any other.
 
 Work is cut into chunks of tiles and parts of filters. For a chunk, the inputs of all channels are transformed once and
 stay with the thread; each part of filters multiplies them with its weights and transforms the results back. Channels
@@ -96,7 +97,8 @@ class Winograd(Form):
         base = f"winograd{m}_{n}_{parts}"
         masked = layer.y.plane is not None and layer.y.plane.zero_margin
         shared: dict[str, Any] = {"m": m, "n": n, "parts": parts, "vl": vl, "loads": len(operands(layer.node)),
-                                  "ahead": _AHEAD, "input_line": input_line, "output_line": output_line, "unit": unit(n)}
+                                  "ahead": _AHEAD, "input_line": input_line, "output_line": output_line,
+                                  "unit": unit(n)}
         transform, result = f"winograd{n}_input", f"{base}_output{epilogue_name(epilogue)}"
         name = f"{base}{epilogue_name(epilogue)}{'_margin' if masked else ''}_{'_'.join(map(str, sizes))}"
         groups = len(_groups(choice.chunk, most))
@@ -124,7 +126,7 @@ def corner(layer: Layer) -> tuple[int, int]:
 
 
 def side(layer: Layer) -> int:
-    """r where the taps span r x r inputs, else 0: a kernel of r x r, or of up to 2r x 2r and stride 2, one per phase."""
+    """r where the taps span r x r inputs, else 0: a kernel of r x r, or of up to 2r x 2r and stride 2."""
     (y, x), taps = corner(layer), layer.node.attrs["taps"]
     high, wide = max(dy for _, dy, _ in taps) - y + 1, max(dx for _, _, dx in taps) - x + 1
     return high if high == wide else 0

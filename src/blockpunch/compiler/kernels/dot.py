@@ -1,11 +1,17 @@
-"""Fully connected layers and convolutions with one output pixel: dot products bound by the bytes of their weights."""
+"""Fully connected layers and convolutions with one output pixel: dot products.
+
+For one input the bytes of the weights are the bound: they are read once, from several places at a time. For many inputs
+(rows) a tile of rows shares every weight that is loaded.
+"""
 
 from __future__ import annotations
 
 from math import prod
+from typing import Any
 
 import numpy as np
 
+from blockpunch.compiler.forms.base import BROADCAST_CYCLES, FMA_LATENCY, FMA_PER_CYCLE, column_cycles
 from blockpunch.compiler.kernels.base import (
     Context,
     Kernel,
@@ -15,6 +21,7 @@ from blockpunch.compiler.kernels.base import (
     core_inputs,
     epilogue_code,
     epilogue_name,
+    kernel_epilogue,
     operands,
     render,
     together,
@@ -24,9 +31,12 @@ from blockpunch.compiler.legalise import as_matrix
 from blockpunch.compiler.packing import Floats, Ints, Segment, pack, row_orders, stored_columns
 from blockpunch.compiler.program import StepInfo
 from blockpunch.graph.ir import Array, Graph, Node
+from blockpunch.target import Target
 
 _HEIGHTS = (1, 2, 4, 8, 16, 32)
-_BYTES_PER_CYCLE = 12.0  # weights stream from the last-level cache or from memory
+_STREAMS = 3  # row blocks at a time, for one row; an old core reads 18.4 GB/s by three streams, 12.6 by one
+_MOST_ROWS = 8  # at a time; each needs a pointer
+_BYTES_PER_CYCLE, _CACHED_BYTES_PER_CYCLE = 12.0, 24.0  # weights from the last-level cache or memory, and again
 
 
 class Dot(Kernel):
@@ -43,12 +53,12 @@ class Dot(Kernel):
         x, y = ctx.view(node.inputs[0]), ctx.view(node.outputs[0])
         weights = ctx.graph.constants[node.inputs[1]]
         matrix, offsets = _columns(node, weights, x)
-        order, height, cycles = _choose(matrix)
-        segments = pack(matrix, order, height)
         rows = prod(y.shape) // len(matrix)
-        emitted = [_segment(node, s, offsets, rows, x, y, ctx) for s in segments]
+        order, height, cycles = _choose(matrix, rows, ctx.target)
+        segments = pack(matrix, order, height)
+        emitted = [part for s in segments for part in _segment(node, s, offsets, rows, x, y, ctx)]
         stored, kept = sum(s.panel.size for s in segments), int(np.count_nonzero(matrix))
-        dense = -(-len(matrix) // 16) * _cycles(np.array([matrix.shape[1]]), 16)
+        dense = -(-len(matrix) // 16) * _cycles(np.array([matrix.shape[1]]), 16, rows, ctx.target)
         reason = "dense: no zeros in the weights" if kept == weights.size else \
             f"{dense / cycles:.1f}x fewer modelled cycles than dense; {stored - kept} zeros stored to fill blocks"
         info = StepInfo(node.name, self.kind, node.path, macs=weights.size * rows, kept_macs=kept * rows,
@@ -79,33 +89,47 @@ def _place(offsets: Ints) -> np.dtype[np.uint16] | np.dtype[np.int32]:
     return np.dtype(np.uint16) if offsets.max(initial=0) < 1 << 16 else np.dtype(np.int32)
 
 
-def _choose(matrix: Floats) -> tuple[np.ndarray[tuple[int], np.dtype[np.intp]], int, float]:
+def _choose(matrix: Floats, rows: int,
+            target: Target) -> tuple[np.ndarray[tuple[int], np.dtype[np.intp]], int, float]:
     best: tuple[np.ndarray[tuple[int], np.dtype[np.intp]], int, float] | None = None
     nonzero = matrix != 0
     for order in row_orders(matrix, [height for height in _HEIGHTS if height <= len(matrix)]):
-        cycles = sum(_cycles(counts, p) for p, counts in stored_columns(nonzero[order.rows], order.height))
+        stored = stored_columns(nonzero[order.rows], order.height)
+        cycles = sum(_cycles(counts, height, rows, target) for height, counts in stored)
         if best is None or cycles < 0.995 * best[2]:
             best = order.rows, order.height, cycles
     assert best is not None
     return best
 
 
-def _cycles(counts: Ints, height: int) -> float:
+def _tiles(rows: int, height: int, target: Target) -> list[tuple[int, int]]:
+    """(rows of a tile, how many such tiles): as many rows as registers hold the sums of, all tiles nearly alike."""
+    most = min(max((target.registers - 4) // -(-height // target.vector_floats), 1), _MOST_ROWS)
+    tiles = -(-rows // most)
+    size = -(-rows // tiles)
+    larger = rows - tiles * (size - 1)
+    return [(size, larger)] + ([(size - 1, tiles - larger)] if tiles > larger else [])
+
+
+def _cycles(counts: Ints, height: int, rows: int, target: Target) -> float:
     """Modelled cycles of row blocks: streamed bytes (a weight each, an index per column) against instructions."""
-    total = float(np.sum(counts))
-    return max(total * 4 * (height + 1) / _BYTES_PER_CYCLE, total * max(height / 16, 1.2)) + 12.0 * len(counts) + \
-        1.5 * len(counts) * height
+    total, column_bytes = float(np.sum(counts)), 4 * (height + 1)
+    found = (12.0 + 1.5 * height * rows) * len(counts)
+    if rows == 1:
+        return found + max(total * column_bytes / _BYTES_PER_CYCLE, total * max(height / 16, 1.2))
+    vectors = -(-height // target.vector_floats)
+    for size, tiles in _tiles(rows, height, target):
+        loads = max((vectors + size) * BROADCAST_CYCLES, column_bytes / _CACHED_BYTES_PER_CYCLE)
+        found += tiles * total * column_cycles(vectors * size / FMA_PER_CYCLE, loads, FMA_LATENCY)
+    return found + total * column_bytes / _BYTES_PER_CYCLE
 
 
 def _segment(node: Node, segment: Segment, offsets: Ints, rows: int, x: View, y: View,
-             ctx: Context) -> tuple[int, str, dict[str, str]]:
-    residuals = [ctx.view(name) for name in operands(node)]
-    place = _place(offsets)
-    name = f"dot_{segment.height}_{place.itemsize}{epilogue_name(node.epilogue)}"
-    loads = [f"res{i}[row * L->out_row + f]" for i in range(len(residuals))]
-    helper = render("dot.c.j2", name=name, height=segment.height, place=f"{place.name}_t",
-                    loads=len(residuals), epilogue=epilogue_code(node.epilogue, "s_", loads))
-    filters = ctx.graph.shape(core_inputs(node)[1])[0]
+             ctx: Context) -> list[tuple[int, str, dict[str, str]]]:
+    """(units, statements, helpers) of each size of tiles of rows."""
+    residuals, height, vl = [ctx.view(name) for name in operands(node)], segment.height, ctx.target.vector_floats
+    place, filters = _place(offsets), ctx.graph.shape(core_inputs(node)[1])[0]
+    vector = height % vl == 0 and bool((np.diff(segment.filters.reshape(-1, height)) == 1).all())
     fields = {
         "w": ctx.table("float", segment.panel),
         "bias": ctx.table("float", biases(node, ctx, filters)[segment.filters]),
@@ -114,4 +138,22 @@ def _segment(node: Node, segment: Segment, offsets: Ints, rows: int, x: View, y:
         "filter": ctx.table("int32_t", segment.filters), "blocks": segment.blocks,
         "in_row": x.strides[0] if node.op == "Conv" else x.shape[-1], "out_row": filters,
     }
-    return rows * segment.blocks, call(name, "dot_layer", fields, [x, y, *residuals], ctx), {name: helper}
+    count = range(len(residuals))
+    shared: dict[str, Any] = {
+        "height": height, "lanes": min(height, vl), "parts": -(-height // vl), "place": f"{place.name}_t",
+        "loads": len(residuals), "vector": vector, "vector_epilogue": kernel_epilogue(node.epilogue),
+        "epilogue": epilogue_code(node.epilogue, "s_", [f"r{i}[row * L->out_row + f]" for i in count])}
+    kind = f"_{height}_{place.itemsize}{'_side_by_side' if vector else ''}{epilogue_name(node.epilogue)}"
+    if rows == 1:
+        name = f"dot{kind}"
+        helper = render("dot.c.j2", name=name, streams=_STREAMS, unroll=max(1, min(4, 4 * vl // height)),
+                        ahead=ctx.target.isa == "avx512", **shared)
+        return [(segment.blocks, call(name, "dot_layer", fields, [x, y, *residuals], ctx), {name: helper})]
+    found, first = [], 0
+    for size, tiles in _tiles(rows, height, ctx.target):
+        name = f"dot_{size}_rows{kind}"
+        helper = render("dot_rows.c.j2", name=name, rows=size, **shared)
+        more = {**fields, "groups": tiles, "first_row": first}
+        found.append((segment.blocks * tiles, call(name, "dot_layer", more, [x, y, *residuals], ctx), {name: helper}))
+        first += size * tiles
+    return found
