@@ -57,10 +57,14 @@ class Layer:
 
 
 def prunable_layers(graph: Graph) -> list[Layer]:
-    """Every layer of ``graph`` with a weight that can be pruned, in the order in which they run."""
+    """Every layer of ``graph`` with a weight that can be pruned, in the order in which they run.
+
+    Convolutions whose weight the importer has rearranged (transposed ones) are none: their zeros would not be the
+    file's.
+    """
     layers = []
     for node in graph.nodes:
-        if OPERATORS[node.op].prunable and node.inputs[1] in graph.constants:
+        if OPERATORS[node.op].prunable and node.inputs[1] in graph.constants and not node.attrs.get("rearranged"):
             inputs, output = [graph.shape(name) for name in node.inputs], graph.shape(node.outputs[0])
             macs = OPERATORS[node.op].macs(node, inputs, [output])
             layers.append(Layer(node.name, "conv" if node.op == "Conv" else "linear", inputs[1],

@@ -62,6 +62,50 @@ def test_any_conv(data: st.DataObject) -> None:
                dilations=dilation, pads=pads)
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_any_transposed_conv(data: st.DataObject) -> None:
+    """Any stride, dilation, padding, output padding and grouping that leaves at least one output pixel."""
+    groups, kernel = data.draw(st.integers(1, 3)), data.draw(st.tuples(st.integers(1, 5), st.integers(1, 5)))
+    dilation, stride = (data.draw(st.tuples(st.integers(1, 3), st.integers(1, 3))) for _ in range(2))
+    pads = data.draw(st.lists(st.integers(0, 3), min_size=4, max_size=4))
+    extra = [data.draw(st.integers(0, stride[i] - 1)) for i in (0, 1)]
+    # at least one pixel: (size - 1) * stride + dilation * (kernel - 1) + 1 + extra - pads
+    least = [max(1, -(-(pads[i] + pads[i + 2] - extra[i] - dilation[i] * (kernel[i] - 1)) // stride[i]) + 1)
+             for i in (0, 1)]
+    size = [data.draw(st.integers(smallest, smallest + 4)) for smallest in least]
+    inputs, filters = (groups * data.draw(st.integers(1, 3)) for _ in range(2))
+    check_node("ConvTranspose", shapes=[(data.draw(st.integers(1, 2)), inputs, *size)],
+               constants=[rand(inputs, filters // groups, *kernel), rand(filters)], group=groups, strides=stride,
+               dilations=dilation, pads=pads, output_padding=extra)
+
+
+@pytest.mark.parametrize("opset", OPSETS)
+@pytest.mark.parametrize("attrs", [
+    {"strides": [2, 2]}, {"strides": [2, 3], "output_shape": [17, 23]}, {"strides": [2, 2], "output_shape": [15, 14]},
+    {"strides": [2, 2], "auto_pad": "SAME_UPPER"}, {"strides": [3, 2], "auto_pad": "SAME_LOWER"},
+    {"auto_pad": "VALID"},
+])
+def test_transposed_conv_sizes(attrs: dict[str, Any], opset: int) -> None:
+    check_node("ConvTranspose", shapes=[(1, 4, 8, 7)], constants=[rand(4, 3, 3, 3)], opset=opset, **attrs)
+
+
+@pytest.mark.parametrize("axis", [-1, 1, 2])
+def test_layer_norm(axis: int) -> None:
+    shape = (2, 3, 5, 6)
+    for constants in ([rand(*shape[axis:]), rand(*shape[axis:])], [rand(*shape[axis:])]):
+        check_node("LayerNormalization", shapes=[shape], constants=constants, axis=axis, epsilon=1e-3)
+
+
+def test_group_and_instance_norm() -> None:
+    for shape in ((2, 6, 5, 7), (1, 6, 9)):
+        check_node("InstanceNormalization", shapes=[shape], constants=[rand(6), rand(6)])
+    for groups in (2, 6):
+        check_node("GroupNormalization", shapes=[(2, 6, 5, 7)], constants=[rand(6), rand(6)], opset=21,
+                   num_groups=groups)
+    check_node("GroupNormalization", shapes=[(2, 6, 5, 7)], constants=[rand(2), rand(2)], opset=18, num_groups=2)
+
+
 @pytest.mark.parametrize("opset", OPSETS)
 @pytest.mark.parametrize("attrs", [
     {"kernel_shape": [3, 3]},
@@ -256,7 +300,7 @@ def test_pad() -> None:
     check_node("Pad", shapes=[(1, 2, 3, 4)], constants=[ints(*[0] * 8)], mode="reflect")
 
 
-@pytest.mark.parametrize("op", ["ReduceMean", "ReduceSum"])
+@pytest.mark.parametrize("op", ["ReduceMean", "ReduceSum", "ReduceSumSquare", "ReduceL2"])
 def test_reduce(op: str) -> None:
     as_input = 13 if op == "ReduceSum" else 18
     for axes in ((2, 3), (-1,), (1, 2)):

@@ -107,12 +107,18 @@ def test_functions(functions: Functions, core: bool) -> None:
 
 
 class Layers(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, core: bool) -> None:
         super().__init__()
+        self.core = core  # there instance norm is a batch-norm in training mode
         self.convs = nn.ModuleList([
             nn.Conv2d(4, 6, 3), nn.Conv2d(4, 6, 3, 2, 1, bias=False),
             nn.Conv2d(4, 8, (3, 2), groups=2, dilation=(2, 1)), nn.Conv2d(4, 4, 3, padding=1, groups=4),
-            nn.Conv2d(4, 5, 4, padding="same"), nn.Conv2d(4, 5, 2, padding="valid")])
+            nn.Conv2d(4, 5, 4, padding="same"), nn.Conv2d(4, 5, 2, padding="valid"),
+            nn.ConvTranspose2d(4, 6, 2, 2), nn.ConvTranspose2d(4, 6, 3, 2, 1, 1, groups=2, bias=False),
+            nn.ConvTranspose2d(4, 5, (4, 3), (2, 3), (1, 0), dilation=(1, 2))])
+        self.norms_of_inputs = nn.ModuleList([
+            nn.LayerNorm(8), nn.LayerNorm((6, 8), elementwise_affine=False), nn.GroupNorm(2, 4), nn.GroupNorm(4, 4),
+            nn.InstanceNorm2d(4)])
         self.norms = nn.ModuleList([nn.BatchNorm2d(6), nn.BatchNorm2d(6, affine=False, eps=1e-2)])
         self.linears = nn.ModuleList([nn.Linear(8, 3), nn.Linear(8, 5, bias=False)])
         for norm in self.norms:
@@ -122,12 +128,13 @@ class Layers(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         convs = [conv(x) for conv in self.convs]
         convs[:2] = [norm(y) for norm, y in zip(self.norms, convs[:2], strict=True)]
-        return (*convs, *(linear(x) for linear in self.linears), self.linears[0](x[:, 0, 0]))
+        return (*convs, *(linear(x) for linear in self.linears), self.linears[0](x[:, 0, 0]),
+                *(norm(x) for norm in self.norms_of_inputs if not self.core or not isinstance(norm, nn.InstanceNorm2d)))
 
 
 @pytest.mark.parametrize("core", [False, True])
 def test_layers(core: bool) -> None:
-    graph = check(Layers(), IMAGE, core=core)
+    graph = check(Layers(core), IMAGE, core=core)
     named = {node.name for node in graph if node.op in ("Conv", "Linear")}
     assert named >= {"convs.0", "convs.5", "linears.1"}
     assert {node.path for node in graph if node.op == "BatchNorm"} == {"norms.0", "norms.1"}
@@ -200,7 +207,7 @@ def test_unsupported_operators_are_all_listed() -> None:
         def __init__(self) -> None:
             super().__init__()
             self.inner = nn.Sequential(nn.Conv2d(4, 4, 1), nn.LPPool2d(2, 2))
-            self.up = nn.ConvTranspose2d(4, 2, 2)
+            self.up = nn.Upsample(scale_factor=2, mode="bicubic")
 
         def forward(self, x: Tensor) -> Tensor:
             return torch.cumsum(self.up(torch.relu(self.inner(x))), 1)
@@ -208,7 +215,7 @@ def test_unsupported_operators_are_all_listed() -> None:
     with pytest.raises(UnsupportedOperatorError) as caught:
         load_graph(Strange(), IMAGE)
     text = str(caught.value)
-    assert "cumsum" in text and "conv_transpose2d" in text and "'up" in text and "inner.1" in text
+    assert "cumsum" in text and "bicubic" in text and "'up" in text and "inner.1" in text
 
 
 def test_bad_models() -> None:

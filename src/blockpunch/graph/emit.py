@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from blockpunch.graph.builder import GraphBuilder, Tensor, Unsupported
+from collections.abc import Sequence
+
+import numpy as np
+
+from blockpunch.graph.builder import Const, GraphBuilder, Tensor, Unsupported
 
 Pair = tuple[int, int]
 Pads = tuple[int, int, int, int]
@@ -68,3 +72,84 @@ def space_to_depth(builder: GraphBuilder, x: Tensor, block: int, *, blocks_first
     x = builder.emit("Reshape", [x], shape=(n, c, h // block, block, w // block, block))
     x = builder.emit("Transpose", [x], perm=(0, 3, 5, 1, 2, 4) if blocks_first else (0, 1, 3, 5, 2, 4))
     return builder.emit("Reshape", [x], shape=(n, c * block * block, h // block, w // block))
+
+
+def emit_norm(builder: GraphBuilder, x: Tensor, axes: Sequence[int], scale: Const | None, bias: Const | None,
+              eps: float) -> str:
+    """Layer, group and instance norm: mean 0 and variance 1 over ``axes``, then constants that broadcast to ``x``."""
+    mean = builder.emit("ReduceMean", [x], axes=tuple(axes), keepdims=True)
+    centred = builder.emit("Sub", [x, mean])
+    variance = builder.emit("ReduceMean", [builder.emit("Mul", [centred, centred])], axes=tuple(axes), keepdims=True)
+    deviation = builder.emit("Sqrt", [builder.emit("Add", [variance, Const(np.full(1, eps, np.float32))])])
+    result = builder.emit("Mul", [centred, builder.emit("Div", [Const(np.ones(1, np.float32)), deviation])])
+    if scale is not None:
+        result = builder.emit("Mul", [result, scale])
+    return result if bias is None else builder.emit("Add", [result, bias])
+
+
+def emit_group_norm(builder: GraphBuilder, x: Tensor, groups: int, scale: Const | None, bias: Const | None,
+                    eps: float) -> str:
+    """Mean 0 and variance 1 over each group of channels (instance norm: one channel a group), then a line per channel.
+
+    ``scale`` and ``bias`` are [C].
+    """
+    shape = builder.shape(x)
+    n, channels, *size = shape
+    if groups < 1 or channels % groups:
+        raise Unsupported(f"{channels} channels in {groups} groups")
+    if groups == channels:
+        result = emit_norm(builder, x, range(2, len(shape)), None, None, eps)
+    else:
+        rows = builder.emit("Reshape", [x], shape=(n, groups, int(np.prod(shape[1:])) // groups))
+        result = builder.emit("Reshape", [emit_norm(builder, rows, (2,), None, None, eps)], shape=shape)
+    for op, line in (("Mul", scale), ("Add", bias)):
+        if line is not None:
+            result = builder.emit(op, [result, Const(line.array.reshape(-1, *(1,) * len(size)), line.name)])
+    return result
+
+
+def emit_transposed_conv(builder: GraphBuilder, x: Tensor, weight: Const, bias: Const | None, *, stride: Pair,
+                         dilation: Pair, groups: int, begin: Pair, size: Pair) -> str:
+    """A transposed convolution as a convolution that gives the stride x stride phases of the result as channels.
+
+    Result ``o + begin`` gets input ``i`` by tap ``k`` where ``i * stride + k * dilation`` is that; so each phase is a
+    convolution by some of the taps, and with zeros for the others all phases have one kernel.
+
+    Args:
+        weight: [C, filters / groups, kh, kw].
+        begin: what is cut off at the top and left of the whole result.
+        size: height and width of the result.
+    """
+    channels, per_group, *kernel = weight.array.shape
+    n, inputs = builder.shape(x)[0], builder.shape(x)[2:]
+    spans = [(kernel[a] - 1) * dilation[a] // stride[a] + 1 for a in (0, 1)]  # taps of a phase, along each axis
+    phases = np.zeros((groups, per_group, *stride, channels // groups, *spans), np.float32)
+    taps = weight.array.reshape(groups, channels // groups, per_group, *kernel).transpose(0, 2, 1, 3, 4)
+    for ky in range(kernel[0]):
+        for kx in range(kernel[1]):
+            (ty, ry), (tx, rx) = divmod(ky * dilation[0], stride[0]), divmod(kx * dilation[1], stride[1])
+            phases[:, :, ry, rx, :, spans[0] - 1 - ty, spans[1] - 1 - tx] = taps[..., ky, kx]
+    filters, block = groups * per_group, stride[0] * stride[1]
+    first = [begin[a] // stride[a] for a in (0, 1)]
+    count = [(begin[a] + size[a] - 1) // stride[a] - first[a] + 1 for a in (0, 1)]
+    before = [spans[a] - 1 - first[a] for a in (0, 1)]
+    after = [count[a] + spans[a] - 1 - inputs[a] - before[a] for a in (0, 1)]
+    for axis in (0, 1):  # inputs that only reach what is cut off
+        if min(before[axis], after[axis]) < 0:
+            x = emit_slice(builder, x, axis + 2, max(-before[axis], 0), inputs[axis] - max(-after[axis], 0))
+    name = f"{weight.name}.phases" if weight.name else ""
+    constants = [Const(phases.reshape(filters * block, channels // groups, *spans), name)]
+    if bias is not None:
+        constants.append(Const(np.repeat(bias.array, block)))
+    pads = tuple(max(pad, 0) for pad in (*before, *after))
+    result = builder.emit("Conv", [x, *constants], stride=(1, 1), pads=pads, dilation=(1, 1), groups=groups,
+                          rearranged=True)
+    if block > 1:
+        result = builder.emit("Reshape", [result], shape=(n, filters, *stride, *count))
+        result = builder.emit("Transpose", [result], perm=(0, 1, 4, 2, 5, 3))
+        result = builder.emit("Reshape", [result], shape=(n, filters, count[0] * stride[0], count[1] * stride[1]))
+    for axis in (0, 1):
+        start = begin[axis] - first[axis] * stride[axis]
+        if (start, size[axis]) != (0, count[axis] * stride[axis]):
+            result = emit_slice(builder, result, axis + 2, start, start + size[axis])
+    return result

@@ -151,14 +151,16 @@ def _reduce(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
     x = node.tensor(0)
     rank = len(builder.shape(x))
     axes = node.ints("axes", 1)
+    squares = node.op in ("ReduceSumSquare", "ReduceL2")
+    result = builder.emit("Mul", [x, x]) if squares else x
     if not axes and node.attrs.get("noop_with_empty_axes", 0):
-        return [x]
+        return [builder.emit("Sqrt", [result]) if node.op == "ReduceL2" else result]
     kept = tuple(sorted(axis_of(axis, rank) for axis in axes)) if axes else tuple(range(rank))
     count = math.prod(builder.shape(x)[axis] for axis in kept)
-    result = builder.emit("ReduceMean", [x], axes=kept, keepdims=bool(node.attrs.get("keepdims", 1)))
-    if node.op == "ReduceSum":
+    result = builder.emit("ReduceMean", [result], axes=kept, keepdims=bool(node.attrs.get("keepdims", 1)))
+    if node.op != "ReduceMean":
         result = builder.emit("Mul", [result, Const(np.float32(count).reshape(1))])
-    return [result]
+    return [builder.emit("Sqrt", [result]) if node.op == "ReduceL2" else result]
 
 
 def _resize(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
@@ -209,6 +211,7 @@ RULES: dict[str, Rule] = {
     "Identity": _identity, "Dropout": _identity, "Cast": _cast, "CastLike": _cast, "Shape": _shape_of,
     "Size": _shape_of, "Reshape": _reshape, "Flatten": _flatten, "Squeeze": _squeeze, "Unsqueeze": _unsqueeze,
     "Transpose": _transpose, "Concat": _concat, "Slice": _slice, "Split": _split, "Gather": _gather, "Pad": _pad,
-    "ReduceMean": _reduce, "ReduceSum": _reduce, "Resize": _resize, "Upsample": _resize, "DepthToSpace": _shuffle,
+    "Resize": _resize, "Upsample": _resize, "DepthToSpace": _shuffle,
     "SpaceToDepth": _shuffle, "Expand": _expand,
+    **dict.fromkeys(("ReduceMean", "ReduceSum", "ReduceSumSquare", "ReduceL2"), _reduce),
 }

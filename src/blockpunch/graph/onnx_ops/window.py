@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from blockpunch.graph.builder import Const, GraphBuilder, Tensor, Unsupported
-from blockpunch.graph.emit import emit_pool
+from blockpunch.graph.emit import axis_of, emit_group_norm, emit_norm, emit_pool, emit_transposed_conv
 from blockpunch.graph.onnx_ops.node import OnnxNode, Rule
 
 
@@ -55,6 +55,25 @@ def _conv(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
                          dilation=dilation, groups=int(node.attrs.get("group", 1)))]
 
 
+def _transposed_conv(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
+    x, shape = _image(builder, node)
+    weight = node.constant(1, "weight")
+    bias = node.constant(2, "bias") if node.optional(2) is not None else None
+    stride, dilation, extra = _pair(node, "strides"), _pair(node, "dilations"), _pair(node, "output_padding", 0)
+    whole = [(shape[2 + a] - 1) * stride[a] + dilation[a] * (weight.array.shape[2 + a] - 1) + 1 + extra[a]
+             for a in (0, 1)]
+    mode, wanted = node.attrs.get("auto_pad", "NOTSET"), node.ints("output_shape")
+    if mode in ("NOTSET", "", "VALID") and wanted is None:
+        pads = (node.ints("pads") or (0, 0, 0, 0)) if mode != "VALID" else (0, 0, 0, 0)
+        begin, size = [pads[0], pads[1]], [whole[0] - pads[0] - pads[2], whole[1] - pads[1] - pads[3]]
+    else:
+        size = list(wanted[-2:]) if wanted else [shape[2] * stride[0], shape[3] * stride[1]]
+        cut = [max(whole[a] - size[a], 0) for a in (0, 1)]
+        begin = [c // 2 if mode == "SAME_UPPER" else -(-c // 2) for c in cut]
+    return [emit_transposed_conv(builder, x, weight, bias, stride=stride, dilation=dilation, begin=(begin[0], begin[1]),
+                                 size=(size[0], size[1]), groups=int(node.attrs.get("group", 1)))]
+
+
 def _pool(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
     x, shape = _image(builder, node)
     if node.outputs > 1:
@@ -79,6 +98,24 @@ def _batch_norm(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
         raise Unsupported("batch-norm in training mode; export the model in eval mode")
     statistics = [node.constant(index, "statistic") for index in range(1, 5)]
     return [builder.emit("BatchNorm", [node.tensor(0), *statistics], eps=float(node.attrs.get("epsilon", 1e-5)))]
+
+
+def _layer_norm(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
+    if node.outputs > 1:
+        raise Unsupported("its mean and deviation are not computed")
+    rank, axis = len(builder.shape(node.tensor(0))), int(node.attrs.get("axis", -1))
+    bias = node.constant(2, "bias") if node.optional(2) is not None else None
+    return [emit_norm(builder, node.tensor(0), range(axis_of(axis, rank), rank), node.constant(1, "scale"), bias,
+                      float(node.attrs.get("epsilon", 1e-5)))]
+
+
+def _group_norm(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
+    x, scale, bias = node.tensor(0), node.constant(1, "scale"), node.constant(2, "bias")
+    channels = builder.shape(x)[1]
+    groups = channels if node.op == "InstanceNormalization" else int(node.attrs["num_groups"])
+    if scale.array.size != channels:  # GroupNormalization before opset 21: one for each group
+        scale, bias = (Const(np.repeat(item.array, channels // groups)) for item in (scale, bias))
+    return [emit_group_norm(builder, x, groups, scale, bias, float(node.attrs.get("epsilon", 1e-5)))]
 
 
 def _gemm(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
@@ -114,6 +151,8 @@ def _matmul(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
 
 
 RULES: dict[str, Rule] = {
-    "Conv": _conv, "MaxPool": _pool, "AveragePool": _pool, "GlobalAveragePool": _global_pool,
-    "GlobalMaxPool": _global_pool, "BatchNormalization": _batch_norm, "Gemm": _gemm, "MatMul": _matmul,
+    "Conv": _conv, "ConvTranspose": _transposed_conv, "LayerNormalization": _layer_norm,
+    "InstanceNormalization": _group_norm, "GroupNormalization": _group_norm, "MaxPool": _pool, "AveragePool": _pool,
+    "GlobalAveragePool": _global_pool, "GlobalMaxPool": _global_pool, "BatchNormalization": _batch_norm,
+    "Gemm": _gemm, "MatMul": _matmul,
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from blockpunch.graph.builder import Const, GraphBuilder, Tensor, Unsupported
-from blockpunch.graph.emit import emit_pool
+from blockpunch.graph.emit import emit_group_norm, emit_norm, emit_pool, emit_transposed_conv
 from blockpunch.graph.torch_ops.node import Rule, TorchNode
 
 
@@ -19,7 +19,7 @@ def _image(builder: GraphBuilder, x: Tensor) -> tuple[int, ...]:
 def _conv(builder: GraphBuilder, node: TorchNode) -> Tensor:
     x, weight, bias = node.tensor("input"), node.constant("weight"), node.optional("bias")
     if node.args.get("transposed"):
-        raise Unsupported("a transposed convolution")
+        return _transposed_conv(builder, node)
     _image(builder, x)
     stride, dilation = node.pair("stride", (1, 1)), node.pair("dilation", (1, 1))
     padding = node.args["padding"]
@@ -32,6 +32,34 @@ def _conv(builder: GraphBuilder, node: TorchNode) -> Tensor:
         pads = node.pair("padding", (0, 0)) * 2
     return builder.emit("Conv", [x, weight, *([bias] if bias else [])], stride=stride, pads=pads, dilation=dilation,
                         groups=int(node.args["groups"]))
+
+
+def _transposed_conv(builder: GraphBuilder, node: TorchNode) -> Tensor:
+    x, weight, bias = node.tensor("input"), node.constant("weight"), node.optional("bias")
+    shape, stride, dilation = _image(builder, x), node.pair("stride", (1, 1)), node.pair("dilation", (1, 1))
+    begin, extra = node.pair("padding", (0, 0)), node.pair("output_padding", (0, 0))
+    size = [(shape[2 + a] - 1) * stride[a] + dilation[a] * (weight.array.shape[2 + a] - 1) + 1 + extra[a] - 2 * begin[a]
+            for a in (0, 1)]
+    return emit_transposed_conv(builder, x, weight, bias, stride=stride, dilation=dilation, begin=begin,
+                                size=(size[0], size[1]), groups=int(node.args["groups"]))
+
+
+def _layer_norm(builder: GraphBuilder, node: TorchNode) -> Tensor:
+    x = node.tensor("input")
+    rank = len(builder.shape(x))
+    return emit_norm(builder, x, range(rank - len(node.ints("normalized_shape")), rank), node.optional("weight"),
+                     node.optional("bias"), node.number("eps"))
+
+
+def _group_norm(builder: GraphBuilder, node: TorchNode) -> Tensor:
+    x = node.tensor("input")
+    if node.op == "instance_norm":
+        if not node.args["use_input_stats"]:
+            raise Unsupported("an instance norm with running statistics")
+        groups = builder.shape(x)[1]
+    else:
+        groups = int(node.args["num_groups" if "num_groups" in node.args else "group"])
+    return emit_group_norm(builder, x, groups, node.optional("weight"), node.optional("bias"), node.number("eps"))
 
 
 def _linear(builder: GraphBuilder, node: TorchNode) -> Tensor:
@@ -94,7 +122,10 @@ def _adaptive_pool(builder: GraphBuilder, node: TorchNode) -> Tensor:
 
 
 RULES: dict[str, Rule] = {
-    "conv2d": _conv, "convolution": _conv, "linear": _linear, "addmm": _addmm, "mm": _matmul, "matmul": _matmul,
+    "conv2d": _conv, "convolution": _conv, "conv_transpose2d": _transposed_conv, "layer_norm": _layer_norm,
+    "native_layer_norm": _layer_norm,
+    **dict.fromkeys(("group_norm", "native_group_norm", "instance_norm"), _group_norm),
+    "linear": _linear, "addmm": _addmm, "mm": _matmul, "matmul": _matmul,
     "bmm": _matmul, "batch_norm": _batch_norm, "_native_batch_norm_legit_no_training": _batch_norm,
     "_native_batch_norm_legit_functional": _training,
     "max_pool2d": _pool, "max_pool2d_with_indices": _pool, "avg_pool2d": _pool,
