@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import numpy.typing as npt
 
 from blockpunch.compiler import Choice, Program, compile_graph
 from blockpunch.compiler.batch import parts_of
@@ -19,6 +20,7 @@ from blockpunch.compiler.legalise import legalise, seen
 from blockpunch.compiler.merge import merge_sums
 from blockpunch.errors import ModelError
 from blockpunch.graph.ir import Graph, Node
+from blockpunch.graph.operators.table import core_inputs
 from blockpunch.graph.passes.shrink import shrink
 from blockpunch.graph.summary import node_macs
 from blockpunch.layers import Layer, kept_dense_by_default, prunable_layers
@@ -136,14 +138,45 @@ class Network:
     def pruned(self, cells: Mapping[str, Cell]) -> Graph:
         """The graph with the smallest weights of each item (by its step) zeroed."""
         items, out = {item.step: item for item in self.items}, self.graph.copy()
-        nodes = {node.name: node for node in self.graph}
-        for step, (scheme, rate) in cells.items():
+        nodes = self._nodes
+        for step, cell in cells.items():
             for layer in items[step].layers:
                 name = nodes[layer.name].inputs[1]
                 weight = self.graph.constants[name]
-                mask = scheme.mask(weight, rate, conv_groups=layer.conv_groups)
-                out.constants[name] = np.where(mask, weight, np.zeros((), weight.dtype))
+                out.constants[name] = np.where(self.mask(layer, cell), weight, np.zeros((), weight.dtype))
         return out
+
+    def mask(self, layer: Layer, cell: Cell) -> npt.NDArray[np.bool_]:
+        """What stays of a layer's weight under a cell, by magnitude."""
+        scheme, rate = cell
+        weight = self.graph.constants[self._nodes[layer.name].inputs[1]]
+        return scheme.mask(weight, rate, conv_groups=layer.conv_groups)
+
+    @cached_property
+    def neighbours(self) -> dict[str, frozenset[str]]:
+        """Step -> steps of the items that share channels with it, as writers or readers of the same map.
+
+        Depthwise layers hand channels through, as everything does that is no item.
+        """
+        step_of = {layer.name: item.step for item in self.items for layer in item.layers if not layer.depthwise}
+        found: dict[str, set[str]] = {item.step: set() for item in self.items}
+        writers: dict[str, frozenset[str]] = {}
+        for node in self.graph:
+            core = core_inputs(node)
+            if node.name not in step_of:
+                came = [writers.get(name, frozenset()) for name in node.inputs]
+            else:
+                step = step_of[node.name]
+                for other in writers.get(core[0], frozenset()) - {step}:
+                    found[step].add(other)
+                    found[other].add(step)
+                came = [frozenset((step,)), *(writers.get(name, frozenset()) for name in node.inputs[len(core):])]
+            writers |= dict.fromkeys(node.outputs, frozenset().union(*came))
+        return {step: frozenset(others) for step, others in found.items()}
+
+    @cached_property
+    def _nodes(self) -> dict[str, Node]:
+        return {node.name: node for node in self.graph}
 
 
 def _key(node: Node, graph: Graph) -> str:

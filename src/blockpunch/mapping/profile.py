@@ -5,8 +5,9 @@ runs: fusion, and what the caches hold, are those of a running network. Items of
 network runs in turns with it; how fast *it* runs just now tells how fast the machine is.
 
 The compiler drops channels that nobody needs (:mod:`blockpunch.graph.passes.shrink`), so that whole filters or channels
-which go from one layer make its neighbours smaller, too. Such a neighbour's time is not that of its own cell: it is not
-stored, and the cell is measured in another round. The table holds what a cell does to its own layer.
+which go from one layer make its neighbours smaller, too. So a cell that empties some is handed out where the neighbours
+have nothing to measure. A neighbour's time that is not that of its own cell, for all that, is not stored, and the cell
+is measured in another round. The table holds what a cell does to its own layer.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
+from functools import cache, partial
 
 import numpy as np
 
@@ -38,10 +40,6 @@ Progress = Callable[[str, float, float], None]
 NEGLIGIBLE = 1e-3
 """A cell in doubt is left out where the difference, in all items of its shape, is less than this part of the
 network's time."""
-WHOLE = ("filter", "channel")
-"""Regularities that take whole channels away: neighbours do not get them in the same round."""
-PATIENCE, APART = 2, 3
-"""Rounds after which a cell that is not known yet is measured with the layers around it dense, and how many of them."""
 TRIES = 6
 """Rounds after which a cell that is not known yet is stored although neighbours have made its layer smaller, and one
 that is known is not measured again."""
@@ -79,6 +77,7 @@ def profile(network: Network, table: LatencyTable, progress: Progress | None = N
         raise TargetError(f"cannot measure for {network.target.name} here: this CPU lacks {', '.join(lacking)}",
                           fix="profile on such a machine")
     rng, tries = np.random.default_rng(0), Counter[tuple[str, Cell]]()
+    empties = cache(partial(_empties, network))
     done, start = 0, time.monotonic()
     with ExitStack() as stack:
         dense = None
@@ -94,7 +93,7 @@ def profile(network: Network, table: LatencyTable, progress: Progress | None = N
                 rest_s = (time.monotonic() - start) / done * left if done else None
                 ends = "" if rest_s is None else f", about {rest_s:.0f} s to go"
                 progress(f"profiling: {len(table)} cells measured{ends}", done, done + left)
-            _round(network, table, _hand_out(network, queues, table, rng, tries), dense, tries)
+            _round(network, table, _hand_out(network, queues, table, rng, empties), dense, tries)
             done += 1
 
 
@@ -152,47 +151,48 @@ def _queues(network: Network, table: LatencyTable, tries: Mapping[tuple[str, Cel
     return list(by_key.values())
 
 
+def _empties(network: Network, step: str, cell: Cell) -> bool:
+    """Whether an item under a cell has filters or input channels without weights, which its neighbours then lack."""
+    item = next(item for item in network.items if item.step == step)
+    for layer in item.layers:
+        mask = network.mask(layer, cell)
+        if not mask.reshape(len(mask), -1).any(axis=1).all():
+            return True
+        if layer.conv_groups == 1 and not mask.reshape(*mask.shape[:2], -1).any(axis=(0, 2)).all():
+            return True
+    return False
+
+
 def _hand_out(network: Network, queues: list[_Queue], table: LatencyTable, rng: np.random.Generator,
-              tries: Mapping[tuple[str, Cell], int]) -> dict[str, Cell]:
+              empties: Callable[[str, Cell], bool]) -> dict[str, Cell]:
     """Step -> cell of the next round, schemes in random order, so that no round prunes all layers alike.
 
-    Low rates come first: they are what most plans are made of, where there is no time to measure everything.
-    An item with nothing left repeats a cell that leaves its neighbours alone: the table holds medians. Around a cell
-    that neighbours have spoilt before they stay dense.
+    Low rates come first: they are what most plans are made of, where there is no time to measure everything. Items of
+    the longest queues choose first. One with nothing left, or beside a cell that would spoil its time, repeats a known
+    cell that leaves its neighbours alone: the table holds medians.
     """
-    by_key = {queue.items[0].key: queue for queue in queues}
-    missing = {key: sorted((queue.missing[i] for i in rng.permutation(len(queue.missing))), key=lambda cell: cell[1])
-               for key, queue in by_key.items()}
-    apart = _apart(network, missing, tries)
-    given: dict[str, Cell] = {}
-    whole_before = False
-    for at, item in enumerate(network.items):
+    missing = {queue.items[0].key: sorted((queue.missing[i] for i in rng.permutation(len(queue.missing))),
+                                          key=lambda cell: cell[1]) for queue in queues}
+    rounds = {queue.items[0].key: len(queue.missing) / len(queue.items) for queue in queues}
+    places = rng.permutation(len(network.items))
+    wanted: dict[str, Cell] = {}
+    for item in sorted((network.items[at] for at in places), key=lambda item: -rounds[item.key]):
         waiting = missing[item.key]
-        if any(other in apart for other in range(at - APART, at + APART + 1)):
-            given[item.step], whole_before = apart.get(at, (DENSE, 1.0)), at in apart
+        beside = [step for step in network.neighbours[item.step] if step in wanted]
+        if any(empties(step, wanted[step]) for step in beside):
             continue
-        fits = [cell for cell in waiting if not (whole_before and cell[0].regularity in WHOLE)]
-        if fits:
-            given[item.step] = fits[0]
-            waiting.remove(fits[0])
-        else:
-            known = [(scheme, rate) for scheme, rate in table.cells(item.key)
-                     if rate <= COARSE[0] and scheme.regularity not in WHOLE] or [(DENSE, 1.0)]
-            given[item.step] = known[int(rng.integers(len(known)))]
-        whole_before = given[item.step][0].regularity in WHOLE
-    return given
+        cell = next((cell for cell in waiting if not beside or not empties(item.step, cell)), None)
+        if cell is not None:
+            wanted[item.step] = cell
+            waiting.remove(cell)
+    return {item.step: wanted.get(item.step) or _known(item, table, rng, empties) for item in network.items}
 
 
-def _apart(network: Network, missing: Mapping[str, list[Cell]],
-           tries: Mapping[tuple[str, Cell], int]) -> dict[int, Cell]:
-    """Position of an item -> its cell that neighbours have spoilt before; taken out of ``missing``."""
-    found: dict[int, Cell] = {}
-    for at, item in enumerate(network.items):
-        spoilt = [cell for cell in missing[item.key] if tries.get((item.key, cell), 0) >= PATIENCE]
-        if spoilt and at - max(found, default=-APART - 1) > APART:
-            found[at] = spoilt[0]
-            missing[item.key].remove(spoilt[0])
-    return found
+def _known(item: Item, table: LatencyTable, rng: np.random.Generator, empties: Callable[[str, Cell], bool]) -> Cell:
+    """A cell that was measured before, of a low rate, that leaves the neighbours alone."""
+    known = [cell for cell in table.cells(item.key) if cell[1] <= COARSE[0]] or [(DENSE, 1.0)]
+    cell = known[int(rng.integers(len(known)))]
+    return (DENSE, 1.0) if cell[1] > 1 and empties(item.step, cell) else cell
 
 
 def _round(network: Network, table: LatencyTable, cells: Mapping[str, Cell], dense: Session,
