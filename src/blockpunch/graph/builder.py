@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from blockpunch.errors import ModelError
+from blockpunch.errors import ModelError, UnsupportedOperatorError
 from blockpunch.graph.ir import Array, Graph, Node, Value
 from blockpunch.graph.operators import OPERATORS, Shape
 
@@ -122,6 +123,15 @@ class GraphBuilder:
             number += 1
             name = f"{base}.{number}"
         return name
+
+
+def refusal(refused: Sequence[str], supported: Iterable[str], where: str) -> UnsupportedOperatorError:
+    """The error that names every node which could not be imported, and what could have been."""
+    count = len(refused)
+    known = textwrap.fill(", ".join(sorted(supported)), 110, initial_indent="    ", subsequent_indent="    ")
+    return UnsupportedOperatorError(
+        f"{count} node{'s' if count > 1 else ''} cannot be imported:\n    " + "\n    ".join(refused), where=where,
+        fix=f"replace these operators in the model, or simplify it before the export; supported are\n{known}")
 
 
 def check_weights(graph: Graph) -> Graph:

@@ -13,9 +13,8 @@ from blockpunch.errors import (
     GraphError,
     MissingExtraError,
     ModelError,
-    UnsupportedOperatorError,
 )
-from blockpunch.graph.builder import Const, GraphBuilder, Tensor, Unsupported, check_weights
+from blockpunch.graph.builder import Const, GraphBuilder, Tensor, Unsupported, check_weights, refusal
 from blockpunch.graph.ir import Graph
 from blockpunch.graph.onnx_ops import RULES, OnnxNode
 from blockpunch.graph.verify import verify
@@ -105,10 +104,7 @@ class _Importer:
         for node in self.proto.graph.node:
             self._node(node)
         if self.refused:
-            count = len(self.refused)
-            raise UnsupportedOperatorError(
-                f"{count} node{'s' if count > 1 else ''} cannot be imported:\n    " + "\n    ".join(self.refused),
-                where=self.where, fix="replace these operators in the model, or simplify it before the export")
+            raise refusal(self.refused, RULES, self.where)
         outputs = [(item.name, self._lookup(item.name)) for item in self.proto.graph.output]
         return self.builder.finish([(name, tensor) for name, tensor in outputs if tensor is not None])
 

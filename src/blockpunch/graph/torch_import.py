@@ -17,7 +17,7 @@ from blockpunch.errors import (
     ModelError,
     UnsupportedOperatorError,
 )
-from blockpunch.graph.builder import Const, GraphBuilder, Tensor, Unsupported, check_weights
+from blockpunch.graph.builder import Const, GraphBuilder, Tensor, Unsupported, check_weights, refusal
 from blockpunch.graph.ir import Graph
 from blockpunch.graph.torch_ops import RULES, TorchNode, layout
 from blockpunch.graph.verify import verify
@@ -130,10 +130,7 @@ class _Importer:
             elif node.op == "output":
                 outputs = list(node.args[0])
         if self.refused:
-            count = len(self.refused)
-            raise UnsupportedOperatorError(
-                f"{count} node{'s' if count > 1 else ''} cannot be imported:\n    " + "\n    ".join(self.refused),
-                where=self.where, fix="replace these operators in the model")
+            raise refusal(self.refused, RULES, self.where)
         specs = self.program.graph_signature.output_specs
         kept = [node for node, spec in zip(outputs, specs, strict=True)
                 if spec.kind == OutputKind.USER_OUTPUT and isinstance(node, fx.Node)]

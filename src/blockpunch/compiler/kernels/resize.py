@@ -77,17 +77,22 @@ def _nearest(node: Node, ctx: Context, x: View) -> tuple[str, str]:
 
 
 def _linear(node: Node, ctx: Context, x: View) -> tuple[str, str]:
-    names = []
+    """Both rows blended into one first, a whole vector at a time; then between its pixels."""
+    tables = []
     for axis in (0, 1):
         left, right, weight = resize_linear(node.attrs["coordinates"], x.shape[2 + axis], node.attrs["size"][axis],
                                             node.attrs["scales"][axis])
-        stride = x.strides[2 + axis]
-        names.append((ctx.table("int32_t", (left * stride).astype(np.int32)),
-                      ctx.table("int32_t", (right * stride).astype(np.int32)), ctx.table("float", weight)))
-    rows, cols = names
-    head = f"""const float *q = p + {rows[0]}[row], *r = p + {rows[1]}[row];
-const float fy = {rows[2]}[row], *fx = {cols[2]};
+        stride = x.strides[2] if axis == 0 else 1
+        tables.append((ctx.table("int32_t", (left * stride).astype(np.int32)),
+                       ctx.table("int32_t", (right * stride).astype(np.int32)), ctx.table("float", weight)))
+    rows, cols = tables
+    w, step = x.shape[3], x.strides[3]
+    head = f"""float line[{w}];
+{{
+const float *q = p + {rows[0]}[row], *r = p + {rows[1]}[row];
+const float fy = {rows[2]}[row];
+for (int j = 0; j < {w}; j++) line[j] = q[j * {step}] + fy * (r[j * {step}] - q[j * {step}]);
+}}
+const float *fx = {cols[2]};
 const int32_t *left = {cols[0]}, *right = {cols[1]};"""
-    top = "(q[left[j]] + fx[j] * (q[right[j]] - q[left[j]]))"
-    bottom = "(r[left[j]] + fx[j] * (r[right[j]] - r[left[j]]))"
-    return head, f"{top} + fy * ({bottom} - {top})"
+    return head, "line[left[j]] + fx[j] * (line[right[j]] - line[left[j]])"
