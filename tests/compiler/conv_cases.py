@@ -105,6 +105,8 @@ def depthwise() -> Bundle:
     for kernel in ((3, 3), (5, 5), (7, 7), (1, 3), (1, 1), (2, 2)):
         add(kernel)
         add(kernel, stride=(2, 2), batch=2)
+        add(kernel, size=(6, 45), batch=2)  # rows so long that planes are not copied to get margins
+        add(kernel, size=(6, 45), stride=(2, 2))
     add((3, 3), multiplier=2)
     add((3, 3), multiplier=3, stride=(2, 2), batch=2)
     add((3, 3), dilation=(2, 2), pads=(2, 2, 2, 2))

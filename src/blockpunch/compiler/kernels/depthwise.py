@@ -1,8 +1,10 @@
 """Depthwise convolutions: one filter per channel, few multiply-adds per value moved, so what counts is loads.
 
 Two forms. *Rows*: a tile of a few output rows by one vector, so that an input row that is loaded once serves all
-output rows that it touches; any row stride, stride 2 in place. *Plane*: all pixels of a small map in registers, across
-row ends, where a row would leave most of a vector empty; it needs no margins, so that small maps stay dense in memory.
+output rows that it touches; any row stride, stride 2 in place. Where the gaps that margins put between the rows would
+be much of a map, the plane of a channel is copied to where it has margins, in the first-level cache: gaps cost every
+layer of that size. *Plane*: all pixels of a small map in registers, across row ends, where a row would leave most of a
+vector empty; it needs no margins either.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ _TILE_ROWS = {1: 4, 2: 2}  # output rows per tile, by row stride: more rows shar
 _ROW_TILE_CYCLES = 11.0  # to load, store and step, besides the multiply-adds
 _PLANE_VECTORS = 16
 _SHIFT_CYCLES = {"avx512": 0.5, "neon": 0.5}  # one instruction there
-_ROWS_MALUS = 1.4  # margins for the rows form make every layer of that size walk over gaps
+_ROWS_MALUS = 1.4  # for what margins cost other layers, or copies that avoid them
+_COPIED_GAP, _COPIED_FLOATS = 1 / 20, 4096  # a gap that is more of a row is worth a copy, in half of the first cache
 
 
 class Depthwise(Kernel):
@@ -55,12 +58,9 @@ class Depthwise(Kernel):
             for other in (node.inputs[0], *operands(node)) if node.attrs["stride"] == (1, 1) else ():
                 needs.same_row.append((node.outputs[0], other))
             return
-        (h, w), (oh, ow) = graph.shape(node.inputs[0])[2:], graph.shape(node.outputs[0])[2:]
-        (sh, sw), taps = node.attrs["stride"], node.attrs["taps"]
-        dys, dxs = [t[1] for t in taps], [t[2] for t in taps]
-        left, right = max(0, -min(dxs)), max(0, (ow - 1) * sw + max(dxs) - (w - 1))
-        needs.margin(node.inputs[0], Margin(top=max(0, -min(dys)), left=left, right=right, row=w + max(left, right),
-                                            bottom=max(0, (oh - 1) * sh + max(dys) - (h - 1))))
+        x = graph.shape(node.inputs[0])
+        margin = _margin(node, x, graph.shape(node.outputs[0]))
+        needs.margin(node.inputs[0], Margin(row=x[3]) if _copied(x, margin) else margin)
 
     def lower(self, node: Node, ctx: Context) -> Step:
         """Emit the loop of the form that fits the map."""
@@ -81,6 +81,21 @@ class Depthwise(Kernel):
         return Step(info, x.shape[0] * channels, call(name, "depthwise_layer", fields, [x, y, *residuals], ctx),
                     reads=tuple(v.root for v in (x, *residuals)), writes=(y.root,),
                     helpers={"depthwise_layer": render("depthwise_layer.c.j2"), name: helper})
+
+
+def _margin(node: Node, x: tuple[int, ...], y: tuple[int, ...]) -> Margin:
+    """What the taps read around a map of shape ``x``, for one of shape ``y``."""
+    (h, w), (oh, ow), (sh, sw) = x[2:], y[2:], node.attrs["stride"]
+    dys, dxs = [t[1] for t in node.attrs["taps"]], [t[2] for t in node.attrs["taps"]]
+    left, right = max(0, -min(dxs)), max(0, (ow - 1) * sw + max(dxs) - (w - 1))
+    return Margin(top=max(0, -min(dys)), left=left, right=right, row=w + max(left, right),
+                  bottom=max(0, (oh - 1) * sh + max(dys) - (h - 1)))
+
+
+def _copied(x: tuple[int, ...], margin: Margin) -> bool:
+    """Whether the rows form copies planes of a map of shape ``x`` to where they have a margin."""
+    h, w = x[2:]
+    return margin.row - w > _COPIED_GAP * w and (margin.top + h + margin.bottom) * margin.row <= _COPIED_FLOATS
 
 
 def _in_registers(node: Node, graph: Graph, target: Target) -> bool:
@@ -135,14 +150,18 @@ def _lower_rows(node: Node, x: View, y: View, ctx: Context) -> tuple[str, str, s
     residuals = [f"v_load(r{i} + {{t}} * L->res_row[{i}] + j)" for i in range(len(operands(node)))]
     dys, dxs = sorted({t[1] for t in taps}), sorted({t[2] for t in taps})
     shape = "_".join(str(v).replace("-", "m") for v in (*dys, "by", *dxs))
+    margin, lanes = _margin(node, x.shape, y.shape), ctx.target.vector_floats
+    copied = _copied(x.shape, margin)
     # Storing a part of a vector takes many instructions but with AVX-512; what a sum adds may lie where it is stored.
-    overlap = ctx.target.isa != "avx512" and y.shape[3] >= ctx.target.vector_floats and not residuals
+    overlap = ctx.target.isa != "avx512" and y.shape[3] >= lanes and not residuals
+    sizes = "x".join(map(str, (*x.shape[2:], margin.top, margin.bottom, margin.left, margin.right)))
     name = (f"depthwise_{shape}_stride{sh}{sw}_x{rows}{epilogue_name(node.epilogue)}{'_margin' if masked else ''}"
-            f"{'_overlap' if overlap else ''}")
+            f"{'_overlap' if overlap else ''}{f'_copied_{sizes}' if copied else ''}")
     helper = render("depthwise_rows.c.j2", name=name, dys=dys, dxs=dxs, sh=sh, sw=sw, rows=rows, masked=masked,
                     overlap=overlap, loads=len(residuals), place=list.index, loads_of=_loads_of,
+                    copied=copied, margin=margin, height=x.shape[2], width=x.shape[3], lanes=lanes,
                     epilogue=lambda t: epilogue_code(node.epilogue, "v_", [load.format(t=t) for load in residuals]))
     h, w = y.shape[2:]
-    return name, helper, f"{rows} rows x 1 vector", {
+    return name, helper, f"{rows} rows x 1 vector{', copied' if copied else ''}", {
         "in_row": x.strides[2], "out_row": y.strides[2], "height": h, "width": w, "head": y.plane.origin,
         "gap": y.plane.row - w, "tail": y.plane.stride - y.plane.origin - h * y.plane.row}
