@@ -9,13 +9,17 @@ import pytest
 from onnx import numpy_helper
 from onnx_models import conv_bn, layer_weights, mixed_model, run
 
+from blockpunch import Session, compile
 from blockpunch.data import data_root
 from blockpunch.errors import ModelError, OutputError, PlanError
 from blockpunch.graph.onnx_import import from_onnx
+from blockpunch.graph.passes import optimize
+from blockpunch.mapping import Network
 from blockpunch.plan import LayerPlan, Plan, prunable_layers
 from blockpunch.pruning import onnx_weights
 from blockpunch.pruning.onnx_prune import onnx_layers, prune_onnx
 from blockpunch.schemes import REGULARITIES, Scheme
+from blockpunch.target import Target
 
 PRUNING = [name for name, rule in REGULARITIES.items() if rule.prunes]
 
@@ -169,3 +173,30 @@ def test_real_networks(name, tmp_path):
     assert all(np.isfinite(array).all() for array in run(tmp_path / "p.onnx"))
     rates = [count.rate for count in report.layers if plan.layers[count.name].prunes and count.weights > 5000]
     assert len(rates) > 10 and min(rates) > 3.9 and max(rates) < 4.7
+
+
+def test_transposed_convolutions_run_and_stay_dense(tmp_path):
+    rng = np.random.default_rng(3)
+    weights = {"down": rng.normal(size=(16, 3, 3, 3)), "up": rng.normal(size=(16, 8, 3, 3)),
+               "out": rng.normal(size=(8, 8, 3, 3))}
+    helper = onnx.helper
+    nodes = [helper.make_node("Conv", ["x", "down"], ["a"], name="conv", strides=[2, 2], pads=[1, 1, 1, 1]),
+             helper.make_node("Relu", ["a"], ["b"]),
+             helper.make_node("ConvTranspose", ["b", "up"], ["c"], name="transposed", strides=[2, 2], pads=[1, 1, 1, 1],
+                              output_padding=[1, 1]),
+             helper.make_node("Conv", ["c", "out"], ["y"], name="last", pads=[1, 1, 1, 1])]
+    graph = helper.make_graph(
+        nodes, "up", [helper.make_tensor_value_info("x", 1, [1, 3, 12, 10])],
+        [helper.make_tensor_value_info("y", 1, [1, 8, 12, 10])],
+        [numpy_helper.from_array(array.astype(np.float32), name) for name, array in weights.items()])
+    source, pruned = tmp_path / "up.onnx", tmp_path / "pruned.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), str(source))
+    layers = onnx_layers(source)
+    assert [layer.name for layer in layers] == ["conv", "last"] and layers == prunable_layers(from_onnx(source))
+    assert [item.name for item in Network(optimize(from_onnx(source)), Target.host()).items] == ["conv", "last"]
+    prune_onnx(source, Plan.uniform(layers, "block-punched:8x4", rate=2, only=["last"]), pruned)
+    tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(pruned).graph.initializer}
+    assert {name: np.count_nonzero(array) for name, array in tensors.items()} == {"down": 432, "up": 1152, "out": 288}
+    x = np.random.default_rng(1).standard_normal((1, 3, 12, 10)).astype(np.float32)
+    (wanted,) = run(pruned, seed=1)
+    assert np.abs(Session(compile(pruned)).run(x) - wanted).max() < 1e-4 * np.abs(wanted).max()
