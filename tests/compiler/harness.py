@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import emulation
 import numpy as np
 
 from blockpunch.compiler import Choice, Program, compile_graph, toolchain
@@ -111,7 +112,10 @@ class Native:
 
     def __init__(self, program: Program, target: Target, flags: Sequence[str] = ()) -> None:
         self.program = program
-        sources = {**program.source, **toolchain.model_header(), "driver.c": DRIVER}
+        source = program.source
+        if emulation.emulated(target):
+            source, target = emulation.translate(source, target)
+        sources = {**source, **toolchain.model_header(), "driver.c": DRIVER}
         data = toolchain.find_compiler(target).build_shared(sources, target, flags=flags)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "net.so"

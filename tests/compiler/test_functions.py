@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from emulation import EMULATED, runs
 from harness import Bundle, Native
 
 from blockpunch.compiler import compile_graph
@@ -14,10 +15,10 @@ EXACT = {"Sigmoid": lambda x: 1 / (1 + np.exp(-x)), "Silu": lambda x: x / (1 + n
          "Exp": np.exp}
 
 
-@pytest.mark.parametrize("target", ["host", "x86-64-v3"])
+@pytest.mark.parametrize("target", ["host", *EMULATED, "x86-64-v3"])
 def test_error_stays_below_the_bound(target: str) -> None:
     core = Target.named(target)
-    if not core.runs_here()[0]:
+    if not runs(core):
         pytest.skip("not on this CPU")
     b = Bundle()
     x = b.input(len(X))

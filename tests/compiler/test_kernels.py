@@ -8,6 +8,7 @@ import conv_cases
 import numpy as np
 import other_cases
 import pytest
+from emulation import runs
 from harness import Bundle, Native, check, describe, differences
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -29,7 +30,7 @@ BUNDLES: list[Callable[[], Bundle]] = [
 ]
 # The host's own target is built as it is shipped; for the others half the optimisation takes half the time.
 TARGETS = [("host", ())] + [(name, ("-O1",)) for name in ("x86-64-v4", "x86-64-v3", "x86-64")
-                            if name != Target.host().name and Target.named(name).runs_here()[0]]
+                            if name != Target.host().name and runs(Target.named(name))]
 # The narrowest vectors differ from the others in tails and masks only: a part of the cases shows that.
 NARROW = (conv_cases.conv_maps, conv_cases.zeros, conv_cases.linear, other_cases.elementwise, other_cases.windows)
 CASES = [(bundle, target, flags) for bundle in BUNDLES for target, flags in TARGETS

@@ -8,6 +8,7 @@ import conv_cases
 import neon
 import numpy as np
 import pytest
+from emulation import EMULATED, runs
 from harness import Bundle, check, differences, fused, scratch_bytes
 
 import blockpunch.compiler as compiler
@@ -48,13 +49,14 @@ def right_on_neon(bundle: Bundle) -> None:
 
 @pytest.mark.parametrize(("bundle", "target"), [
     (conv_cases.conv_kernels, "host"), (conv_cases.conv_maps, "host"), (conv_cases.zeros, "host"), (rests, "host"),
-    (conv_cases.conv_maps, "x86-64-v3"), (rests, "x86-64-v3"), (conv_cases.conv_kernels, "aarch64")])
+    *((conv_cases.conv_maps, name) for name in (*EMULATED, "x86-64-v3")), (rests, "x86-64-v3"),
+    (conv_cases.conv_kernels, "aarch64")])
 def test_maps_without_gaps(monkeypatch: pytest.MonkeyPatch, bundle: Callable[[], Bundle], target: str) -> None:
     monkeypatch.setattr(compiler, "lay_out", no_gaps)
     chosen, b = Target.named(target), bundle()
     if target == "aarch64":
         right_on_neon(b)
-    elif not chosen.runs_here()[0]:
+    elif not runs(chosen):
         pytest.skip("not on this CPU")
     else:
         check(b, chosen, flags=("-O1",))
