@@ -66,7 +66,8 @@ def emulated(target: Target) -> bool:
 
 
 EMULATED = ["x86-64-v4"] if emulated(Target.named("x86-64-v4")) else []
-"""Names of the targets that run emulated, for tests beside the host's own."""
+"""Names of the targets that run emulated, for tests beside the host's own; not for all, since split vectors take long
+to compile."""
 
 
 def translate(sources: Mapping[str, str], target: Target) -> tuple[dict[str, str], Target]:
