@@ -47,13 +47,18 @@ def test_conv(attrs: dict[str, Any], weight: tuple[int, ...], bias: bool, opset:
     check_node("Conv", shapes=[(2, 3, 9, 8)], constants=constants, opset=opset, **attrs)
 
 
+def draw_window(data: st.DataObject, most: int) -> tuple[Any, ...]:
+    """Groups, kernel of up to ``most`` taps a side, dilation, stride and pads."""
+    groups, kernel = data.draw(st.integers(1, 3)), data.draw(st.tuples(st.integers(1, most), st.integers(1, most)))
+    dilation, stride = (data.draw(st.tuples(st.integers(1, 3), st.integers(1, 3))) for _ in range(2))
+    return groups, kernel, dilation, stride, data.draw(st.lists(st.integers(0, 3), min_size=4, max_size=4))
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_any_conv(data: st.DataObject) -> None:
     """Any stride, dilation, asymmetric padding and grouping that leaves at least one output pixel."""
-    groups, kernel = data.draw(st.integers(1, 3)), data.draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
-    dilation, stride = (data.draw(st.tuples(st.integers(1, 3), st.integers(1, 3))) for _ in range(2))
-    pads = data.draw(st.lists(st.integers(0, 3), min_size=4, max_size=4))
+    groups, kernel, dilation, stride, pads = draw_window(data, 4)
     least = [max(1, dilation[i] * (kernel[i] - 1) + 1 - pads[i] - pads[i + 2]) for i in (0, 1)]
     size = [data.draw(st.integers(smallest, 12)) for smallest in least]
     inputs, filters = (groups * data.draw(st.integers(1, 3)) for _ in range(2))
@@ -66,9 +71,7 @@ def test_any_conv(data: st.DataObject) -> None:
 @given(st.data())
 def test_any_transposed_conv(data: st.DataObject) -> None:
     """Any stride, dilation, padding, output padding and grouping that leaves at least one output pixel."""
-    groups, kernel = data.draw(st.integers(1, 3)), data.draw(st.tuples(st.integers(1, 5), st.integers(1, 5)))
-    dilation, stride = (data.draw(st.tuples(st.integers(1, 3), st.integers(1, 3))) for _ in range(2))
-    pads = data.draw(st.lists(st.integers(0, 3), min_size=4, max_size=4))
+    groups, kernel, dilation, stride, pads = draw_window(data, 5)
     extra = [data.draw(st.integers(0, stride[i] - 1)) for i in (0, 1)]
     # at least one pixel: (size - 1) * stride + dilation * (kernel - 1) + 1 + extra - pads
     least = [max(1, -(-(pads[i] + pads[i + 2] - extra[i] - dilation[i] * (kernel[i] - 1)) // stride[i]) + 1)

@@ -62,7 +62,7 @@ def test_an_interrupted_profile_goes_on_and_measures_nothing_twice(
 
 
 def test_neighbours_share_maps(network: Network) -> None:
-    """Through pools, sums, concatenations and depthwise layers."""
+    """Each item has some, and they have it."""
     names = {layer.name: item.step for item in network.items for layer in item.layers}
     assert all(step not in others and all(step in network.neighbours[other] for other in others)
                for step, others in network.neighbours.items())

@@ -53,17 +53,17 @@ def emit_slice(builder: GraphBuilder, x: Tensor, axis: int, start: int, stop: in
     return builder.emit("Slice", [x], starts=(kept.start,), stops=(kept.stop,), axes=(axis,), steps=(kept.step,))
 
 
-def depth_to_space(builder: GraphBuilder, x: Tensor, block: int, *, blocks_first: bool) -> str:
-    """Channels to pixels: ``blocks_first`` is ONNX's DCR order, otherwise CRD, which is torch's pixel shuffle."""
+def depth_to_space(builder: GraphBuilder, x: Tensor, block: Pair, *, blocks_first: bool) -> str:
+    """Channels to blocks of pixels: ``blocks_first`` is ONNX's DCR order, else CRD, which is torch's pixel shuffle."""
     n, c, h, w = builder.shape(x)
-    c //= block * block
+    c //= block[0] * block[1]
     if blocks_first:
-        x = builder.emit("Reshape", [x], shape=(n, block, block, c, h, w))
+        x = builder.emit("Reshape", [x], shape=(n, *block, c, h, w))
         x = builder.emit("Transpose", [x], perm=(0, 3, 4, 1, 5, 2))
     else:
-        x = builder.emit("Reshape", [x], shape=(n, c, block, block, h, w))
+        x = builder.emit("Reshape", [x], shape=(n, c, *block, h, w))
         x = builder.emit("Transpose", [x], perm=(0, 1, 4, 2, 5, 3))
-    return builder.emit("Reshape", [x], shape=(n, c, h * block, w * block))
+    return builder.emit("Reshape", [x], shape=(n, c, h * block[0], w * block[1]))
 
 
 def space_to_depth(builder: GraphBuilder, x: Tensor, block: int, *, blocks_first: bool) -> str:
@@ -108,6 +108,12 @@ def emit_group_norm(builder: GraphBuilder, x: Tensor, groups: int, scale: Const 
     return result
 
 
+def transposed_size(inputs: Sequence[int], kernel: Sequence[int], stride: Pair, dilation: Pair,
+                    extra: Pair) -> list[int]:
+    """Height and width of a transposed convolution's whole result, before anything is cut off."""
+    return [(inputs[a] - 1) * stride[a] + dilation[a] * (kernel[a] - 1) + 1 + extra[a] for a in (0, 1)]
+
+
 def emit_transposed_conv(builder: GraphBuilder, x: Tensor, weight: Const, bias: Const | None, *, stride: Pair,
                          dilation: Pair, groups: int, begin: Pair, size: Pair) -> str:
     """A transposed convolution as a convolution that gives the stride x stride phases of the result as channels.
@@ -121,7 +127,7 @@ def emit_transposed_conv(builder: GraphBuilder, x: Tensor, weight: Const, bias: 
         size: height and width of the result.
     """
     channels, per_group, *kernel = weight.array.shape
-    n, inputs = builder.shape(x)[0], builder.shape(x)[2:]
+    inputs = builder.shape(x)[2:]
     spans = [(kernel[a] - 1) * dilation[a] // stride[a] + 1 for a in (0, 1)]  # taps of a phase, along each axis
     phases = np.zeros((groups, per_group, *stride, channels // groups, *spans), np.float32)
     taps = weight.array.reshape(groups, channels // groups, per_group, *kernel).transpose(0, 2, 1, 3, 4)
@@ -145,9 +151,7 @@ def emit_transposed_conv(builder: GraphBuilder, x: Tensor, weight: Const, bias: 
     result = builder.emit("Conv", [x, *constants], stride=(1, 1), pads=pads, dilation=(1, 1), groups=groups,
                           rearranged=True)
     if block > 1:
-        result = builder.emit("Reshape", [result], shape=(n, filters, *stride, *count))
-        result = builder.emit("Transpose", [result], perm=(0, 1, 4, 2, 5, 3))
-        result = builder.emit("Reshape", [result], shape=(n, filters, count[0] * stride[0], count[1] * stride[1]))
+        result = depth_to_space(builder, result, stride, blocks_first=False)
     for axis in (0, 1):
         start = begin[axis] - first[axis] * stride[axis]
         if (start, size[axis]) != (0, count[axis] * stride[axis]):

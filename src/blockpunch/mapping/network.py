@@ -94,7 +94,7 @@ class Network:
     def items(self) -> list[Item]:
         """In the order in which they run."""
         layers, reasons = {layer.name: layer for layer in self.layers}, kept_dense_by_default(self.layers)
-        nodes = {node.name: node for node in self.graph}
+        nodes = self._nodes
         by_path = {nodes[name].path: name for name in layers}
         found = []
         for step in self._compiled_nodes():
@@ -138,10 +138,9 @@ class Network:
     def pruned(self, cells: Mapping[str, Cell]) -> Graph:
         """The graph with the smallest weights of each item (by its step) zeroed."""
         items, out = {item.step: item for item in self.items}, self.graph.copy()
-        nodes = self._nodes
         for step, cell in cells.items():
             for layer in items[step].layers:
-                name = nodes[layer.name].inputs[1]
+                name = self._nodes[layer.name].inputs[1]
                 weight = self.graph.constants[name]
                 out.constants[name] = np.where(self.mask(layer, cell), weight, np.zeros((), weight.dtype))
         return out

@@ -56,7 +56,7 @@ _INPUT_CYCLES = {  # n -> of a tile and a vector of channels, by where the map i
 _OUTPUT_CYCLES = {  # m, n -> the same of a vector of filters
     (2, 4): (130.0, 200.0), (2, 5): (150.0, 225.0), (2, 6): (170.0, 250.0), (2, 7): (195.0, 280.0),
     (2, 8): (220.0, 310.0), (4, 6): (185.0, 290.0), (4, 7): (240.0, 350.0), (4, 8): (290.0, 400.0)}
-_CHANNELS = {8: 128}  # n -> most input channels, so that no layer's rounding errors exceed those of 3x3 with 512
+_CHANNELS = {8: 128}  # n -> most input channels, so that rounding errors stay about those of 3x3 with 512
 _MEMORY_RATE, _OWN_RATE, _RESULT_RATE = 9.5, 12.0, 48.0  # bytes per cycle
 
 

@@ -23,7 +23,7 @@ from blockpunch.compiler.forms.base import (
     Layer,
     Schedule,
 )
-from blockpunch.compiler.forms.minimal_filtering import input_line, output_line
+from blockpunch.compiler.forms.minimal_filtering import input_line, output_line, unit
 from blockpunch.compiler.forms.winograd import corner, side, transformed_weights
 from blockpunch.compiler.kernels.base import (
     Context,
@@ -78,7 +78,7 @@ class WinogradTiles(Form):
         for what, function, more in texts:
             helpers[function] = render("winograd_tiles.c.j2", what=what, name=function, height=height, ahead=_AHEAD,
                                        loads=len(operands(layer.node)), epilogue=kernel_epilogue(epilogue),
-                                       input_line=input_line, output_line=output_line, **more)
+                                       input_line=input_line, output_line=output_line, unit=unit(6), **more)
         views = [layer.x, layer.y, *(ctx.view(other) for other in operands(layer.node))]
         floats = _POSITIONS * (fields["v_step"] + height * _SIDE)
         return Emitted([(len(blocks), call(name, "winograd_tiles_layer", fields, views, ctx))], helpers, panel.size,

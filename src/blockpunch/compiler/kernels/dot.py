@@ -135,7 +135,7 @@ def _segment(node: Node, segment: Segment, offsets: Ints, rows: int, x: View, y:
         "bias": ctx.table("float", biases(node, ctx, filters)[segment.filters]),
         "column": ctx.table("void", offsets[segment.columns].astype(place)),
         "start": ctx.table("int32_t", segment.starts),
-        "filter": ctx.table("int32_t", segment.filters), "blocks": segment.blocks,
+        "filter": ctx.table("int32_t", segment.filters),
         "in_row": x.strides[0] if node.op == "Conv" else x.shape[-1], "out_row": filters,
     }
     count = range(len(residuals))

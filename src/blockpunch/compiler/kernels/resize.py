@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from blockpunch.compiler.kernels.base import Context, Kernel, Step, epilogue_code, operands
@@ -35,7 +37,8 @@ float *o = {ctx.pointer(y)} + (ptrdiff_t)image * {y.strides[0]} + (ptrdiff_t)ch 
 {inner[0]}
 for (int j = 0; j < {ow}; j++) {{ float x = {inner[1]}; {epilogue} o[j * {y.strides[3]}] = x; }}
 }}"""
-        return finish(node, self.kind, ctx, [(y.shape[0] * c * oh, body)])
+        step = finish(node, self.kind, ctx, [(y.shape[0] * c * oh, body)])
+        return step if node.attrs["mode"] == "nearest" else replace(step, thread_floats=x.shape[3])
 
 
 def _doubles(node: Node, x: View, y: View) -> bool:
@@ -87,7 +90,7 @@ def _linear(node: Node, ctx: Context, x: View) -> tuple[str, str]:
                        ctx.table("int32_t", (right * stride).astype(np.int32)), ctx.table("float", weight)))
     rows, cols = tables
     w, step = x.shape[3], x.strides[3]
-    head = f"""float line[{w}];
+    head = f"""float *line = THREAD_SCRATCH;
 {{
 const float *q = p + {rows[0]}[row], *r = p + {rows[1]}[row];
 const float fy = {rows[2]}[row];

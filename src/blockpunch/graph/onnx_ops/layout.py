@@ -198,7 +198,7 @@ def _shuffle(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
         raise Unsupported(f"only images [N, C, H, W] are supported, this has shape {builder.shape(x)}")
     if node.op == "SpaceToDepth":
         return [space_to_depth(builder, x, block, blocks_first=True)]
-    return [depth_to_space(builder, x, block, blocks_first=node.attrs.get("mode", "DCR") == "DCR")]
+    return [depth_to_space(builder, x, (block, block), blocks_first=node.attrs.get("mode", "DCR") == "DCR")]
 
 
 def _expand(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:

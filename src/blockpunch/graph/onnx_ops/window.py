@@ -1,11 +1,11 @@
-"""ONNX convolution, pooling, matrix products and batch-norm."""
+"""ONNX convolution, pooling, matrix products and norms."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from blockpunch.graph.builder import Const, GraphBuilder, Tensor, Unsupported
-from blockpunch.graph.emit import axis_of, emit_group_norm, emit_norm, emit_pool, emit_transposed_conv
+from blockpunch.graph.emit import axis_of, emit_group_norm, emit_norm, emit_pool, emit_transposed_conv, transposed_size
 from blockpunch.graph.onnx_ops.node import OnnxNode, Rule
 
 
@@ -60,8 +60,7 @@ def _transposed_conv(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
     weight = node.constant(1, "weight")
     bias = node.constant(2, "bias") if node.optional(2) is not None else None
     stride, dilation, extra = _pair(node, "strides"), _pair(node, "dilations"), _pair(node, "output_padding", 0)
-    whole = [(shape[2 + a] - 1) * stride[a] + dilation[a] * (weight.array.shape[2 + a] - 1) + 1 + extra[a]
-             for a in (0, 1)]
+    whole = transposed_size(shape[2:], weight.array.shape[2:], stride, dilation, extra)
     mode, wanted = node.attrs.get("auto_pad", "NOTSET"), node.ints("output_shape")
     if mode in ("NOTSET", "", "VALID") and wanted is None:
         pads = (node.ints("pads") or (0, 0, 0, 0)) if mode != "VALID" else (0, 0, 0, 0)

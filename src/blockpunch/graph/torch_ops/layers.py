@@ -1,11 +1,11 @@
-"""Convolution, linear layers, batch-norm and pools of torch."""
+"""Convolution, linear layers, norms and pools of torch."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from blockpunch.graph.builder import Const, GraphBuilder, Tensor, Unsupported
-from blockpunch.graph.emit import emit_group_norm, emit_norm, emit_pool, emit_transposed_conv
+from blockpunch.graph.emit import emit_group_norm, emit_norm, emit_pool, emit_transposed_conv, transposed_size
 from blockpunch.graph.torch_ops.node import Rule, TorchNode
 
 
@@ -38,10 +38,10 @@ def _transposed_conv(builder: GraphBuilder, node: TorchNode) -> Tensor:
     x, weight, bias = node.tensor("input"), node.constant("weight"), node.optional("bias")
     shape, stride, dilation = _image(builder, x), node.pair("stride", (1, 1)), node.pair("dilation", (1, 1))
     begin, extra = node.pair("padding", (0, 0)), node.pair("output_padding", (0, 0))
-    size = [(shape[2 + a] - 1) * stride[a] + dilation[a] * (weight.array.shape[2 + a] - 1) + 1 + extra[a] - 2 * begin[a]
-            for a in (0, 1)]
+    whole = transposed_size(shape[2:], weight.array.shape[2:], stride, dilation, extra)
     return emit_transposed_conv(builder, x, weight, bias, stride=stride, dilation=dilation, begin=begin,
-                                size=(size[0], size[1]), groups=int(node.args["groups"]))
+                                size=(whole[0] - 2 * begin[0], whole[1] - 2 * begin[1]),
+                                groups=int(node.args["groups"]))
 
 
 def _layer_norm(builder: GraphBuilder, node: TorchNode) -> Tensor:

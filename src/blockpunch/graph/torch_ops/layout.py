@@ -165,7 +165,7 @@ def _upsample(builder: GraphBuilder, node: TorchNode) -> Tensor:
 
 def _shuffle(builder: GraphBuilder, node: TorchNode) -> Tensor:
     if node.op == "pixel_shuffle":
-        return depth_to_space(builder, node.tensor(), int(node.args["upscale_factor"]), blocks_first=False)
+        return depth_to_space(builder, node.tensor(), node.pair("upscale_factor"), blocks_first=False)
     return space_to_depth(builder, node.tensor(), int(node.args["downscale_factor"]), blocks_first=False)
 
 
