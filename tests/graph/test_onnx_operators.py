@@ -87,7 +87,7 @@ def test_any_transposed_conv(data: st.DataObject) -> None:
 @pytest.mark.parametrize("attrs", [
     {"strides": [2, 2]}, {"strides": [2, 3], "output_shape": [17, 23]}, {"strides": [2, 2], "output_shape": [15, 14]},
     {"strides": [2, 2], "auto_pad": "SAME_UPPER"}, {"strides": [3, 2], "auto_pad": "SAME_LOWER"},
-    {"auto_pad": "VALID"},
+    {"auto_pad": "VALID"}, {"strides": [12, 1], "output_padding": [11, 0], "pads": [96, 0, 0, 0]},
 ])
 def test_transposed_conv_sizes(attrs: dict[str, Any], opset: int) -> None:
     check_node("ConvTranspose", shapes=[(1, 4, 8, 7)], constants=[rand(4, 3, 3, 3)], opset=opset, **attrs)

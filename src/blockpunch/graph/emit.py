@@ -136,7 +136,8 @@ def emit_transposed_conv(builder: GraphBuilder, x: Tensor, weight: Const, bias: 
             (ty, ry), (tx, rx) = divmod(ky * dilation[0], stride[0]), divmod(kx * dilation[1], stride[1])
             phases[:, :, ry, rx, :, spans[0] - 1 - ty, spans[1] - 1 - tx] = taps[..., ky, kx]
     filters, block = groups * per_group, stride[0] * stride[1]
-    first = [begin[a] // stride[a] for a in (0, 1)]
+    # from the first row that is kept, or the last that any input reaches: all below that is bias alone
+    first = [min(begin[a] // stride[a], inputs[a] + spans[a] - 2) for a in (0, 1)]
     count = [(begin[a] + size[a] - 1) // stride[a] - first[a] + 1 for a in (0, 1)]
     before = [spans[a] - 1 - first[a] for a in (0, 1)]
     after = [count[a] + spans[a] - 1 - inputs[a] - before[a] for a in (0, 1)]
