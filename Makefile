@@ -4,6 +4,7 @@
 #   make test-slow  the slow tests too                    make lint     ruff and mypy alone
 #   make readme     measure the README's table again      make clean    remove .venv, caches and results
 #   make peers      DeepSparse in an environment of its own, for benchmarks/engine.py
+#   make fuzz       ROUNDS=10 rounds of new random examples for the property-based tests
 #   make check-networks   every network, pruned every way, against ONNX Runtime (half an hour)
 
 SHELL := /bin/bash
@@ -18,15 +19,16 @@ TORCH ?= torch==2.13.0
 EXTRAS := all,openvino,ncnn,mnn,toolchain,demo,test
 # Linux gives two cores to two test processes best when each computes on one thread.
 TEST_ENV := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
+ROUNDS ?= 10
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 
 # A machine-wide choice of BLAS kernels would slow numpy's own products down.
 unexport OPENBLAS_CORETYPE
 
-.PHONY: help setup test test-slow check-networks lint demo readme peers clean
+.PHONY: help setup test test-slow fuzz check-networks lint demo readme peers clean
 
 help:
-	@sed -n '3,7s/^# *//p' Makefile
+	@sed -n '3,8s/^# *//p' Makefile
 
 setup: $(STAMP)
 
@@ -60,6 +62,10 @@ test: lint
 
 test-slow: lint
 	@echo "== pytest, slow tests too"; $(TEST_ENV) $(PY) -m pytest -n $(JOBS)
+
+fuzz: $(STAMP)
+	@for round in $$(seq $(ROUNDS)); do \
+	  $(TEST_ENV) $(PY) -m pytest -n $(JOBS) -m "hypothesis and not slow" --hypothesis-profile=fuzz; done
 
 check-networks: $(STAMP)
 	@$(TEST_ENV) $(PY) benchmarks/check_networks.py

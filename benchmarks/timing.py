@@ -27,5 +27,5 @@ def beside_peers(pruned: Path, dense: Path, peers: Sequence[str] = PEERS, *, sec
     bp.compile(pruned, tune_s=tune).save(compiled)
     entries = [Entry("ours", OURS, compiled, pruned), *(Entry(name, name, dense) for name in peers)]
     engines = bench_entries(pruned.stem, entries, threads=1, seconds=seconds).engines
-    peer = min(peers, key=lambda name: engines[name].median_ms)
+    peer = min(engines.keys() & peers, key=lambda name: engines[name].median_ms)
     return {"ms": engines["ours"].median_ms, "peer": peer, "peer_ms": engines[peer].median_ms}

@@ -13,11 +13,17 @@ for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 
 from blockpunch.data import data_root
 from small_network import write_network
+
+# The suite asks the same every time, so that a change is judged by what it changed; `make fuzz` draws new examples.
+hypothesis.settings.register_profile("fixed", derandomize=True, database=None)
+hypothesis.settings.register_profile("fuzz", derandomize=False)
+hypothesis.settings.load_profile("fixed")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -43,8 +43,10 @@ def measure(title: str, ours: dict[str, tuple[Path, Path]], peers: dict[str, tup
     """
     entries = [Entry(label, OURS, built, source) for label, (built, source) in ours.items()]
     entries += [Entry(label, engine, path, tolerance=PEER_TOLERANCE) for label, (engine, path) in peers.items()]
-    return bench_entries(title, entries, threads=threads, seconds=seconds, left_out=lambda entry, error: print(
-        f"  {entry.label} is left out: {error}", flush=True))
+    result = bench_entries(title, entries, threads=threads, seconds=seconds)
+    for label, reason in result.left_out.items():
+        print(f"  {label} is left out: {reason}", flush=True)
+    return result
 
 
 def error_of_ours(result: BenchResult) -> float:

@@ -60,7 +60,7 @@ def test_extremes(target: str, flags: tuple[str, ...]) -> None:
         assert not wrong, f"up to {values.max():g}: {wrong}"
 
 
-@settings(max_examples=5, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(convolutions(), min_size=5, max_size=5))
 def test_any_convolution(specs: list[Spec]) -> None:
     check(bundle_of(specs), "host", flags=("-O1",), threads_hint=len(specs[0]["epilogue"]) % 3 + 1)

@@ -41,7 +41,7 @@ def programs(draw: st.DrawFn) -> tuple[list[Step], dict[str, int]]:
     return steps, sizes
 
 
-@settings(max_examples=200, deadline=None, derandomize=True, database=None)
+@settings(max_examples=200, deadline=None)
 @given(programs())
 def test_buffers_alive_together_do_not_overlap(program: tuple[list[Step], dict[str, int]]) -> None:
     steps, sizes = program

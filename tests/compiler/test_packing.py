@@ -31,7 +31,7 @@ def matrices(draw: st.DrawFn) -> np.ndarray:
     return weights[rng.permutation(rows)] if draw(st.booleans()) else weights
 
 
-@settings(max_examples=150, deadline=None, derandomize=True, database=None)
+@settings(max_examples=150, deadline=None)
 @given(matrices(), st.sampled_from((1, 2, 3, 4, 6, 8, 12, 16, 32)), st.integers(0, 2 ** 32 - 1))
 def test_pack_keeps_every_weight(weights: np.ndarray, height: int, seed: int) -> None:
     order = np.random.default_rng(seed).permutation(len(weights))
@@ -50,7 +50,7 @@ def test_pack_keeps_every_weight(weights: np.ndarray, height: int, seed: int) ->
             assert (np.diff(s.columns[first:last]) > 0).all(), "columns of a block ascend"
 
 
-@settings(max_examples=100, deadline=None, derandomize=True, database=None)
+@settings(max_examples=100, deadline=None)
 @given(matrices(), st.sampled_from((1, 2, 4, 8)), st.integers(1, 40), st.integers(1, 5))
 def test_lists_of_their_own_keep_every_weight(weights: np.ndarray, height: int, columns: int, parts: int) -> None:
     segments = pack_own(weights, height, columns, parts)
@@ -70,7 +70,7 @@ def test_lists_of_their_own_keep_every_weight(weights: np.ndarray, height: int, 
                 assert sorted(filters[start:end]) == sorted(s.filters[0][start:end])
 
 
-@settings(max_examples=100, deadline=None, derandomize=True, database=None)
+@settings(max_examples=100, deadline=None)
 @given(matrices(), st.sampled_from((1, 2, 3, 4, 6, 8, 12, 16, 32)))
 def test_stored_columns_is_what_pack_stores(weights: np.ndarray, height: int) -> None:
     for order in row_orders(weights, [height]):
@@ -78,7 +78,7 @@ def test_stored_columns_is_what_pack_stores(weights: np.ndarray, height: int) ->
         assert counted == [(s.height, sorted(np.diff(s.starts))) for s in pack(weights, order.rows, height)]
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(0, 60), min_size=1, max_size=70), st.integers(2, 8))
 def test_any_range_of_blocks_has_its_share_of_the_work(columns: list[int], threads: int) -> None:
     weights = np.array([[1.0] * n + [0.0] * (60 - n) for n in columns], np.float32)
@@ -95,7 +95,7 @@ def test_heights_cover_all_filters(filters: int, height: int) -> None:
     assert all(rows > 0 and rows % p == 0 and p <= height for p, rows in parts)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@settings(max_examples=60, deadline=None)
 @given(matrices())
 def test_row_orders_are_permutations_and_one_groups_like_rows(weights: np.ndarray) -> None:
     sets = Counter(bytes(row) for row in weights != 0)
@@ -163,7 +163,7 @@ def test_fewer_weights_never_take_more_bytes(kind: str, rng: np.random.Generator
     assert previous == 0
 
 
-@settings(max_examples=100, deadline=None, derandomize=True, database=None)
+@settings(max_examples=100, deadline=None)
 @given(st.integers(1, 20), st.integers(1, 6), st.sampled_from((2, 3, 9, 25, 49)), st.integers(1, 30),
        st.sampled_from((1, 4, 6, 13)), st.integers(0, 2 ** 32 - 1))
 def test_lists_hold_every_weight_once(filters: int, channels: int, taps: int, sets: int, most: int,

@@ -89,7 +89,7 @@ def test_larger_kernels() -> None:
     assert {item.chosen.form for item in program.options.values()} == {"winograd"}
 
 
-@settings(max_examples=4, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(st.tuples(st.integers(1, 3), st.integers(1, 40), st.integers(2, 23), st.integers(2, 23),
                           st.integers(1, 70), st.sampled_from([(1, 1, 1, 1), (0, 2, 1, 0), (2, 0, 2, 2)]),
                           st.integers(3, 7)), min_size=4, max_size=4), st.floats(0, 0.99))

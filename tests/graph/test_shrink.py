@@ -164,7 +164,7 @@ def test_all_filters_dead() -> None:
     assert channels(small, y) == 1
 
 
-@settings(max_examples=120, deadline=None, derandomize=True, database=None)
+@settings(max_examples=120, deadline=None)
 @given(st.integers(0, 2 ** 32 - 1), st.integers(3, 14))
 def test_random_networks_compute_the_same(seed: int, steps: int) -> None:
     check(random_network(seed, steps))

@@ -62,19 +62,26 @@ def test_rounds_are_interleaved_and_rotated(sleepers):
 
 
 def test_an_engine_that_disagrees_is_not_timed(sleepers):
-    with pytest.raises(BenchmarkError, match=r"wrong disagrees with ONNX Runtime by 0\.1"):
-        bench(sleepers, ["quick", "wrong"], seconds=0.1)
+    told = []
+    result = bench(sleepers, ["quick", "wrong"], seconds=0.1, progress=told.append)
+    assert list(result.engines) == ["quick"] and list(result.left_out) == ["wrong"]
+    assert "wrong disagrees with ONNX Runtime by 0.1" in result.left_out["wrong"]
+    assert any("wrong is left out" in line for line in told)
     assert "quick closed" in Sleeper.order and "wrong closed" in Sleeper.order
+    loose = [Entry("a", "quick", sleepers), Entry("b", "wrong", sleepers, tolerance=0.2)]
+    assert set(bench_entries("x", loose, seconds=0.1).engines) == {"a", "b"}
     assert bench(sleepers, ["wrong"], seconds=0.1, tolerance=0.2).engines["wrong"].max_rel_error == pytest.approx(0.1)
 
 
-def test_a_peer_that_disagrees_is_left_out_where_that_is_wished(sleepers):
-    told = []
-    entries = [Entry("a", "quick", sleepers), Entry("b", "wrong", sleepers)]
-    result = bench_entries("x", entries, seconds=0.1, left_out=lambda entry, error: told.append((entry.label, error)))
-    assert list(result.engines) == ["a"] and [label for label, _ in told] == ["b"] and "disagrees" in str(told[0][1])
-    loose = Entry("b", "wrong", sleepers, tolerance=0.2)
-    assert set(bench_entries("x", [entries[0], loose], seconds=0.1).engines) == {"a", "b"}
+def test_nobody_is_left_to_measure(sleepers, monkeypatch):
+    """The only engine disagrees, or all do, or ours does: then there is no result."""
+    with pytest.raises(BenchmarkError, match=r"wrong disagrees with ONNX Runtime by 0\.1"):
+        bench(sleepers, ["wrong"], seconds=0.1)
+    with pytest.raises(BenchmarkError, match="b disagrees"):
+        bench_entries("x", [Entry("a", "wrong", sleepers), Entry("b", "wrong", sleepers)], seconds=0.1)
+    monkeypatch.setitem(ENGINES, "blockpunch", ENGINES["wrong"])
+    with pytest.raises(BenchmarkError, match="blockpunch disagrees"):
+        bench(sleepers, ["quick", "blockpunch"], seconds=0.1)
 
 
 def test_peers_may_run_another_file(small_onnx, tmp_path):

@@ -76,3 +76,5 @@ def show_bench(result: BenchResult) -> None:
     columns = ("engine", "median ms", "min ms", "spread", "runs", "error", "ours is faster by", "version", "model")
     show.table(f"{Path(result.model).name}, {result.threads} thread(s)", columns, rows,
                caption=f"{clock} for each inference; error: largest difference from ONNX Runtime / largest output")
+    for label, reason in result.left_out.items():
+        show.line(f"{label} is left out: {reason}")

@@ -44,7 +44,7 @@ class EngineResult:
 
 @dataclass(frozen=True)
 class BenchResult:
-    """A measurement of several engines in one run."""
+    """A measurement of several engines in one run. ``left_out``: peers that could not take part, and why."""
 
     model: str
     threads: int
@@ -52,6 +52,7 @@ class BenchResult:
     clock: str
     cores: list[int] = field(default_factory=list)
     seconds: float = 0.0
+    left_out: dict[str, str] = field(default_factory=dict)
 
     def best_peer(self) -> str | None:
         """The fastest engine other than ours, or None."""
@@ -143,6 +144,8 @@ def bench(model: Path, engines: Sequence[str], *, threads: int = 1, peer_model: 
           tolerance: float = 1e-3, progress: Progress | None = None) -> BenchResult:
     """Measure ``model`` (``.onnx``; ours reads ``.bp`` too) in the named engines.
 
+    A peer that cannot run the file, or whose outputs disagree, is left out; ours has to be right.
+
     Args:
         model: the file that every engine runs, but for peers when ``peer_model`` is given (the dense file, say).
         engines: names from :data:`~blockpunch.measure.engines.ENGINES`.
@@ -155,7 +158,7 @@ def bench(model: Path, engines: Sequence[str], *, threads: int = 1, peer_model: 
         progress: called with a line of text when something takes long.
 
     Raises:
-        BenchmarkError: an unknown engine, a failure in one, or outputs that disagree.
+        BenchmarkError: an unknown engine, or a failure or outputs that disagree in ours or in all there are.
         MissingExtraError: an engine that is not installed.
     """
     if not engines:
@@ -168,12 +171,8 @@ def bench(model: Path, engines: Sequence[str], *, threads: int = 1, peer_model: 
 
 def bench_entries(title: str, entries: Sequence[Entry], *, threads: int = 1, shapes: Shapes | None = None,
                   inputs: Mapping[str, Array] | None = None, seconds: float = 3.0, tolerance: float = 1e-3,
-                  progress: Progress | None = None,
-                  left_out: Callable[[Entry, BenchmarkError], None] | None = None) -> BenchResult:
-    """Like :func:`bench`, for any mix of engines and files; results are under the entries' labels.
-
-    With ``left_out``, a peer that cannot run its file is told to that function, and the others are measured.
-    """
+                  progress: Progress | None = None) -> BenchResult:
+    """Like :func:`bench`, for any mix of engines and files; results are under the entries' labels."""
     say = progress or log.info
     if threads < 1:
         raise BenchmarkError(f"{threads} threads cannot compute anything", fix="--threads 1 or more")
@@ -181,6 +180,7 @@ def bench_entries(title: str, entries: Sequence[Entry], *, threads: int = 1, sha
         _check_entry(entry)
     started = time.monotonic()
     contestants: list[_Contestant] = []
+    left_out: dict[str, str] = {}
     with pinned(threads) as cores:
         try:
             reference = Reference(shapes, inputs)
@@ -189,16 +189,17 @@ def bench_entries(title: str, entries: Sequence[Entry], *, threads: int = 1, sha
                 try:
                     contestants.append(_enter(entry, threads, shapes, reference, tolerance))
                 except BenchmarkError as error:
-                    if left_out is None or entry.engine == OURS:
+                    if entry.engine == OURS or len(left_out) + 1 == len(entries):
                         raise
-                    left_out(entry, error)
+                    left_out[entry.label] = str(error)
+                    say(f"{entry.label} is left out: {error}")
             _measure(contestants, threads, seconds, say)
         finally:
             for contestant in contestants:
                 contestant.runner.close()
     results = {c.entry.label: _summary(c) for c in contestants}
     return BenchResult(title, threads, results, "cpu" if threads == 1 else "wall", cores,
-                       round(time.monotonic() - started, 1))
+                       round(time.monotonic() - started, 1), left_out)
 
 
 def _check_entry(entry: Entry) -> None:
