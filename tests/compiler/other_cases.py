@@ -207,13 +207,15 @@ def windows() -> Bundle:
     for value in (x, image, b.value(2, 5, 1, 1)):
         b.output(b.node("GlobalAveragePool", value))
         for axes in ((2, 3), (1,), (0,), (3,), (1, 2, 3), (0, 2), (0, 1, 2, 3)):
-            b.output(b.node("ReduceMean", value, axes=axes, keepdims=value != image))
+            for op in ("ReduceMean", "ReduceMax"):
+                b.output(b.node(op, value, axes=axes, keepdims=value != image))
         for axis in range(4):
             b.output(b.node("Softmax", value, axis=axis))
     for shape in ((2, 1000), (7,), (3, 4, 5)):
         for axis in range(len(shape)):
             b.output(b.node("Softmax", b.value(*shape), axis=axis))
-            b.output(b.node("ReduceMean", b.input(*shape), axes=(axis,), keepdims=False))
+            for op in ("ReduceMean", "ReduceMax"):
+                b.output(b.node(op, b.input(*shape), axes=(axis,), keepdims=False))
     return b
 
 

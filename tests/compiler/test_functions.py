@@ -12,7 +12,7 @@ from blockpunch.target import Target
 
 X = np.concatenate([np.linspace(-80, 80, 40001), np.linspace(-1, 1, 2001)]).astype(np.float32)
 EXACT = {"Sigmoid": lambda x: 1 / (1 + np.exp(-x)), "Silu": lambda x: x / (1 + np.exp(-x)), "Tanh": np.tanh,
-         "Exp": np.exp}
+         "Exp": np.exp, "Sin": np.sin, "Cos": np.cos}
 
 
 @pytest.mark.parametrize("target", ["host", *EMULATED, "x86-64-v3"])

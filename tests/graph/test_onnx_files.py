@@ -115,8 +115,17 @@ def test_given_shape_must_fit() -> None:
         load_graph(small_model(), shape={"picture": (1, 3, 8, 8)})
     with pytest.raises(ModelError, match="does not fit"):
         load_graph(small_model(), shape={"image": (3, 8, 8)})
+    with pytest.raises(ModelError, match="whole numbers"):
+        load_graph(small_model(), shape={"image": (1, "channels", 8, 8)})  # type: ignore[dict-item]
     with pytest.raises(ModelError, match="4 input channels"):
         load_graph(small_model(), shape={"image": (1, 4, 8, 8)})
+
+
+def test_constants_with_attributes_of_an_older_opset() -> None:
+    """ONNX Runtime reads such files; some exporters write them."""
+    nodes = [helper.make_node("Unsqueeze", ["w"], ["tall"], axes=[3]), helper.make_node("Conv", ["x", "tall"], ["y"])]
+    model = model_of(nodes, {"x": (1, 3, 5, 5)}, ["y"], {"w": np.ones((2, 3, 1), np.float32)}, 13)
+    assert load_graph(model).shape("y") == (1, 2, 5, 5)
 
 
 def test_files_that_are_no_models(tmp_path: Path) -> None:

@@ -193,7 +193,7 @@ UNARY = [
     ("HardSigmoid", {"alpha": 0.3, "beta": 0.4}, 22), ("LeakyRelu", {}, 11), ("LeakyRelu", {"alpha": 0.3}, 16),
     ("Elu", {"alpha": 0.7}, 11), ("Exp", {}, 13), ("Neg", {}, 13), ("Abs", {}, 13), ("Erf", {}, 13),
     ("Softplus", {}, 11), ("HardSwish", {}, 14), ("HardSwish", {}, 22), ("Mish", {}, 18), ("Gelu", {}, 20),
-    ("Gelu", {"approximate": "tanh"}, 20), ("Identity", {}, 13), ("Dropout", {}, 13), ("Cast", {"to": 1}, 13),
+    ("Sin", {}, 11), ("Cos", {}, 11), ("Gelu", {"approximate": "tanh"}, 20), ("Identity", {}, 13), ("Dropout", {}, 13), ("Cast", {"to": 1}, 13),
 ]
 
 
@@ -288,7 +288,10 @@ def test_split() -> None:
     check_node("Split", shapes=[(1, 7, 2)], opset=18, outputs=3, axis=1, num_outputs=3)
 
 
-def test_gather_in_even_steps() -> None:
+def test_gather() -> None:
+    """By one slice, by several, and with indices of two axes."""
+    for indices in (ints(0, 2, 1), ints(3, 3, 0), ints(0, 1, 4, 2, 3), ints(0, 2, 4, 1, 3), np.array([[0, 1], [4, 2]])):
+        check_node("Gather", shapes=[(2, 5, 3)], constants=[indices], axis=1)
     check_node("Gather", shapes=[(2, 5, 3)], constants=[ints(1, 3)], axis=1)
     check_node("Gather", shapes=[(2, 5, 3)], constants=[ints(4, 3, 2, 1, 0)], axis=1)
     check_node("Gather", shapes=[(2, 5, 3)], constants=[np.array(-1)], axis=1)
@@ -301,6 +304,10 @@ def test_pad() -> None:
     check_node("Pad", shapes=[(1, 2, 3, 4)], constants=[ints(0, 0, 1, -1, 0, 0, -1, 2)])
     check_node("Pad", shapes=[(1, 2, 3, 4)], constants=[ints(1, 2, 3, 4), None, ints(2, -1)], opset=18)
     check_node("Pad", shapes=[(1, 2, 3, 4)], constants=[ints(*[0] * 8)], mode="reflect")
+    for mode in ("reflect", "edge"):
+        check_node("Pad", shapes=[(1, 2, 3, 4)], constants=[ints(0, 0, 1, 2, 0, 1, 2, 3)], mode=mode)
+        check_node("Pad", shapes=[(1, 2, 3, 4)], constants=[ints(0, 0, 0, -1, 0, 0, 1, 0)], mode=mode)
+    check_node("Pad", shapes=[(1, 2, 3)], constants=[ints(0, 0, 4, 0, 0, 5)], mode="edge")
 
 
 @pytest.mark.parametrize("op", ["ReduceMean", "ReduceSum", "ReduceSumSquare", "ReduceL2"])
@@ -312,6 +319,36 @@ def test_reduce(op: str) -> None:
             check_node(op, shapes=[(2, 3, 4, 5)], opset=as_input, constants=[ints(*axes)], keepdims=keep)
     check_node(op, shapes=[(2, 3)], opset=as_input)
     check_node(op, shapes=[(2, 3)], opset=as_input, noop_with_empty_axes=1)
+
+
+@pytest.mark.parametrize("op", ["ReduceMax", "ReduceMin"])
+def test_extremes(op: str) -> None:
+    for keep in (0, 1):
+        check_node(op, shapes=[(2, 3, 4, 5)], opset=13, axes=[-1, 1], keepdims=keep)
+        check_node(op, shapes=[(2, 3, 4, 5)], opset=18, constants=[ints(2, 3)], keepdims=keep)
+    check_node(op, shapes=[(2, 3)], opset=18)
+    check_node(op, shapes=[(2, 3)], opset=18, noop_with_empty_axes=1)
+
+
+@pytest.mark.parametrize("opset", OPSETS)
+@pytest.mark.parametrize("op, constants, attrs", [
+    ("Conv", [(6, 4, 3), (6,)], {"strides": [2], "pads": [1, 2]}),
+    ("Conv", [(8, 2, 5)], {"group": 2, "dilations": [2], "auto_pad": "SAME_UPPER"}),
+    ("ConvTranspose", [(4, 6, 4), (6,)], {"strides": [2], "pads": [1, 1], "output_padding": [1]}),
+    ("ConvTranspose", [(4, 6, 3)], {"strides": [2], "output_shape": [22]}),
+    ("MaxPool", [], {"kernel_shape": [3], "strides": [2], "pads": [1, 0], "ceil_mode": 1}),
+    ("AveragePool", [], {"kernel_shape": [4], "strides": [3], "pads": [1, 1], "count_include_pad": 1}),
+    ("GlobalAveragePool", [], {}), ("GlobalMaxPool", [], {}),
+    ("Resize", [None, floats(1, 1, 2.5)], {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}),
+    ("Resize", [None, None, ints(2, 4, 17)], {"mode": "nearest", "coordinate_transformation_mode": "asymmetric"}),
+])
+def test_lines(op: str, constants: list[Any], attrs: dict[str, Any], opset: int) -> None:
+    """Operators on [N, C, L] are those of images of one row."""
+    if op == "Resize":
+        given = [floats() if item is None and opset == 11 else item for item in constants]
+    else:
+        given = [rand(*shape) for shape in constants]
+    check_node(op, shapes=[(2, 4, 11)], constants=given, opset=opset, **attrs)
 
 
 COORDINATES = ("asymmetric", "half_pixel", "align_corners", "pytorch_half_pixel")

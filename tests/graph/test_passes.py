@@ -156,6 +156,21 @@ def test_duplicates_are_merged() -> None:
     assert optimized(nodes).count("Conv") == 1  # of a and b; c goes into the epilogue of an addition's convolution
 
 
+def test_lines_are_computed_as_images() -> None:
+    """What stands between convolutions of lines is done on images of one row: nothing is reshaped on the way."""
+    weights = {"w": np.ones((4, 4, 3), np.float32), "slope": np.full((4, 1), 0.1, np.float32),
+               **{name: np.full(4, 0.5, np.float32) for name in ("scale", "shift", "mean", "variance")}}
+
+    def line_conv(source: str, result: str) -> onnx.NodeProto:
+        return op("Conv", f"{source} w", result, pads=[1, 1])
+
+    nodes = [line_conv("x", "a"), op("BatchNormalization", "a scale shift mean variance", "b"),
+             op("PRelu", "b slope", "c"), line_conv("c", "d"), op("Add", "d c", "e"), op("Sigmoid", "e", "f"),
+             op("Concat", "f c", "g", axis=2), op("MaxPool", "g", "h", kernel_shape=[2]), op("Exp", "h", "y")]
+    _, graph = check_model(model_of(nodes, {"x": (2, 4, 9)}, ["y"], weights))
+    assert [node.op for node in graph] == ["Reshape", "Conv", "PRelu", "Conv", "Concat", "MaxPool", "Exp", "Reshape"]
+
+
 def test_residuals() -> None:
     relu = op("Relu", "s", "y")
     assert optimized([conv("x", "a"), op("Add", "a x", "s"), relu]) == ["Conv+Add+Relu"]

@@ -53,7 +53,7 @@ ACTIVATIONS: Functions = [
     lambda x: x.clamp(-1, 2), lambda x: x.clamp(max=1), lambda x: x.clamp_min(0), lambda x: x.clamp_max(0.5), F.gelu,
     lambda x: F.gelu(x, approximate="tanh"), lambda x: F.elu(x, 0.5), F.softplus, lambda x: torch.rsqrt(x * x + 1),
     lambda x: torch.reciprocal(x * x + 1), lambda x: F.prelu(x, torch.tensor([0.1, 0.2, 0.3, 0.4])),
-    lambda x: F.prelu(x, torch.tensor([0.3])), lambda x: F.softmax(x, 1), lambda x: F.log_softmax(x, -1),
+    torch.sin, torch.cos, lambda x: F.prelu(x, torch.tensor([0.3])), lambda x: F.softmax(x, 1), lambda x: F.log_softmax(x, -1),
 ]
 ARITHMETIC: Functions = [
     lambda x: x + 1, lambda x: 2 - x, lambda x: x - 0.5, lambda x: x * x, lambda x: x / 3, lambda x: 3 / (x * x + 1),
@@ -82,7 +82,10 @@ LAYOUT: Functions = [
     lambda x: F.interpolate(x, size=(11, 3), mode="bilinear", align_corners=True), lambda x: F.pixel_unshuffle(x, 2),
     lambda x: torch.cat((x, torch.zeros_like(x), x.new_full((2, 1, 6, 8), 0.5)), 1),
     lambda x: x + torch.full_like(x, 3),
-    lambda x: F.channel_shuffle(x, 2), lambda x: F.dropout(x, training=False) + 0, lambda x: x.to(torch.float32) * 1,
+    lambda x: x.amax((2, 3)), lambda x: x.amin(1, keepdim=True), lambda x: x.max(1)[0], lambda x: x.max().view(1),
+    lambda x: torch.max(x, -x), lambda x: torch.index_select(x, 1, torch.tensor([3, 0, 1])),
+    lambda x: F.pad(x, (1, 2, 3, 0), mode="reflect"), lambda x: F.pad(x, (1, 2, 0, 3), mode="replicate"),
+    lambda x: F.pad(x[:, 0], (1, 2), mode="reflect"), lambda x: F.channel_shuffle(x, 2), lambda x: F.dropout(x, training=False) + 0, lambda x: x.to(torch.float32) * 1,
 ]
 POOLS: Functions = [
     lambda x: F.max_pool2d(x, 3, 2, 1), lambda x: F.max_pool2d(x, 2, ceil_mode=True),
@@ -93,13 +96,27 @@ POOLS: Functions = [
     lambda x: F.avg_pool2d(x, (3, 5), 3, (1, 0), ceil_mode=True), lambda x: F.adaptive_avg_pool2d(x, (3, 2)),
     lambda x: F.adaptive_max_pool2d(x, (2, 4)), lambda x: F.adaptive_avg_pool2d(x, (1, 8)),
 ]
+LINES: Functions = [
+    lambda x: F.max_pool1d(x[:, 0], 3, 2, 1), lambda x: F.avg_pool1d(x[:, 0], 3, 2, 1, ceil_mode=True),
+    lambda x: F.adaptive_avg_pool1d(x[:, 0], 1), lambda x: F.adaptive_max_pool1d(x[:, 0], 4),
+    lambda x: F.adaptive_avg_pool1d(x[:, 0], 2), lambda x: F.conv1d(x[:, 0], torch.ones(4, 3, 3), None, 2, 1, 1, 2),
+    lambda x: F.conv1d(x[:, 0], torch.ones(4, 6, 4), torch.ones(4), padding="same"),
+    lambda x: F.conv_transpose1d(x[:, 0], torch.ones(6, 4, 3), torch.ones(4), 2, 1, 1),
+    lambda x: F.interpolate(x[:, 0], scale_factor=2), lambda x: F.interpolate(x[:, 0], size=11, mode="linear"),
+    lambda x: F.interpolate(x[:, 0], size=11, mode="nearest-exact"),
+]
+ATTENTION: Functions = [
+    lambda x: F.scaled_dot_product_attention(x, x + 1, x * 2),
+    lambda x: F.scaled_dot_product_attention(x[:, 0], x[:, 1], x[:, 2, :, :5], torch.linspace(-1, 1, 36).view(6, 6)),
+    lambda x: F.scaled_dot_product_attention(x, x + 1, x, torch.ones(6, 6).tril() > 0, scale=0.3),
+]
 # Core aten takes these apart into comparisons and indexing, which are not in the operator table.
 BEYOND_CORE = [F.mish, F.softplus, *ACTIVATIONS[25:27], LAYOUT[27]]
 
 
 @pytest.mark.parametrize("core", [False, True])
-@pytest.mark.parametrize("functions", [ACTIVATIONS, ARITHMETIC, LAYOUT, POOLS],
-                         ids=["activations", "arithmetic", "layout", "pools"])
+@pytest.mark.parametrize("functions", [ACTIVATIONS, ARITHMETIC, LAYOUT, POOLS, LINES, ATTENTION],
+                         ids=["activations", "arithmetic", "layout", "pools", "lines", "attention"])
 def test_functions(functions: Functions, core: bool) -> None:
     if core:
         functions = [function for function in functions if function not in BEYOND_CORE]

@@ -40,6 +40,17 @@ def mixed_model():
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
+def line_model():
+    """Convolutions of lines [N, C, L]."""
+    weights = [constant("w0", 8, 3, 5), constant("w1", 8, 4, 3), constant("add", 8, 1)]
+    nodes = [helper.make_node("Conv", ["x", "w0"], ["c"], "conv"), helper.make_node("Add", ["c", "add"], ["n"]),
+             helper.make_node("Conv", ["n", "w1"], ["y"], "grouped", group=2)]
+    graph = helper.make_graph(nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 20])],
+                              [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 8, 14]),
+                               helper.make_tensor_value_info("n", TensorProto.FLOAT, [1, 8, 16])], weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
 def conv_bn(kind):
     weights = [constant("w", 8, 4, 3, 3), constant("scale", 8), constant("shift", 8), constant("mean", 8),
                numpy_helper.from_array(np.ones(8, np.float32), "var"), constant("add", 8, 1, 1),

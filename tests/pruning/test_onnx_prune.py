@@ -119,6 +119,23 @@ def test_dead_filters_fall_silent(tmp_path, kind, zero_dead, silent):
     assert (not channels[dead].any()) == silent and channels[~dead].any()
 
 
+def test_lines(tmp_path):
+    """Kernels without height are pruned as those of one row; dead filters fall silent there too."""
+    onnx.save(line_model(), str(tmp_path / "m.onnx"))
+    layers = onnx_layers(tmp_path / "m.onnx")
+    assert layers == prunable_layers(from_onnx(tmp_path / "m.onnx"))
+    assert [layer.shape for layer in layers] == [(8, 3, 1, 5), (8, 4, 1, 3)]
+    plan = Plan.per_layer(layers, {"conv": ("filter", 2), "grouped": ("block-punched:4x2", 3)})
+    prune_onnx(tmp_path / "m.onnx", plan, tmp_path / "p.onnx")
+    onnx.checker.check_model(str(tmp_path / "p.onnx"), full_check=True)
+    graph = from_onnx(tmp_path / "p.onnx")
+    plan.layers["grouped"].scheme.check(graph.constants["w1"] != 0, conv_groups=2)
+    dead = ~graph.constants["w0"].any(axis=(1, 2, 3))
+    assert dead.sum() == 4 and np.mean(graph.constants["w1"] != 0) < 0.4
+    channels = run(tmp_path / "p.onnx")[1][0]
+    assert not channels[dead].any() and channels[~dead].any()
+
+
 def test_a_model_with_dynamic_shapes_can_be_pruned(mixed):
     proto = mixed_model()
     proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "batch"

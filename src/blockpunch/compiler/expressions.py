@@ -49,6 +49,8 @@ UNARY: dict[str, Unary] = {
     "Neg": lambda p, x, a: f"(-{x})",
     "Abs": lambda p, x, a: f"{p}abs({x})",
     "Erf": lambda p, x, a: f"{p}erf({x})",
+    "Sin": lambda p, x, a: f"{p}sin({x})",
+    "Cos": lambda p, x, a: f"{p}cos({x})",
     "Softplus": lambda p, x, a: f"{p}softplus({x})",
     "Mish": lambda p, x, a: f"({x} * {p}tanh({p}softplus({x})))",
     "Copy": lambda p, x, a: x,

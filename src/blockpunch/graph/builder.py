@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,6 +65,16 @@ class GraphBuilder:
         self.graph.nodes.append(node)
         self.graph.values[value] = Value(value, shape)
         return value
+
+    @contextmanager
+    def scoped(self, part: str) -> Iterator[None]:
+        """Name what is emitted inside ``part`` of the present scope."""
+        scope = self.scope
+        self.scope = f"{scope}.{part}" if scope else part
+        try:
+            yield
+        finally:
+            self.scope = scope
 
     def rename(self, old: str, new: str, since: int = 0) -> bool:
         """Call the value of a node ``new``; False if that name is taken or ``old`` is an input of the graph.

@@ -47,10 +47,66 @@ def emit_pool(builder: GraphBuilder, average: bool, x: Tensor, kernel: Pair, str
                         count_include_pad=count_include_pad and grown == pads and any(grown))
 
 
+def as_image(builder: GraphBuilder, x: Tensor) -> str:
+    """A line [N, C, L] as the image of one row [N, C, 1, L]."""
+    shape = builder.shape(x)
+    with builder.scoped("image"):
+        return builder.emit("Reshape", [x], shape=(*shape[:2], 1, *shape[2:]))
+
+
+def as_line(builder: GraphBuilder, x: Tensor) -> str:
+    """An image of one row [N, C, 1, L] as the line [N, C, L]."""
+    shape = builder.shape(x)
+    with builder.scoped("line"):
+        return builder.emit("Reshape", [x], shape=(*shape[:2], *shape[3:]))
+
+
+def emit_range(builder: GraphBuilder, x: Tensor, axis: int, kept: range) -> str:
+    """The positions ``kept`` of one axis."""
+    return builder.emit("Slice", [x], starts=(kept.start,), stops=(kept.stop,), axes=(axis,), steps=(kept.step,))
+
+
 def emit_slice(builder: GraphBuilder, x: Tensor, axis: int, start: int, stop: int, step: int = 1) -> str:
     """Cut ``start:stop:step`` (with Python's meaning) out of one axis."""
-    kept = range(builder.shape(x)[axis])[start:stop:step]
-    return builder.emit("Slice", [x], starts=(kept.start,), stops=(kept.stop,), axes=(axis,), steps=(kept.step,))
+    return emit_range(builder, x, axis, range(builder.shape(x)[axis])[start:stop:step])
+
+
+def emit_gather(builder: GraphBuilder, x: Tensor, axis: int, positions: Sequence[int]) -> Tensor:
+    """Positions of one axis in any order, as few evenly spaced runs joined."""
+    runs: list[list[int]] = []
+    for position in positions:
+        run = runs[-1] if runs else []
+        step = run[1] - run[0] if len(run) > 1 else position - run[0] if run else 0
+        if step and position == run[-1] + step:
+            run.append(position)
+        else:
+            runs.append([position])
+    if not runs or len(runs) > 64:
+        raise Unsupported(f"a gather of {len(positions)} positions in {len(runs)} evenly spaced runs")
+    steps = [run[1] - run[0] if len(run) > 1 else 1 for run in runs]
+    parts = [emit_range(builder, x, axis, range(run[0], run[-1] + (1 if step > 0 else -1), step))
+             for run, step in zip(runs, steps, strict=True)]
+    return builder.emit("Concat", parts, axis=axis) if len(parts) > 1 else parts[0]
+
+
+def emit_mirrored(builder: GraphBuilder, x: Tensor, pads: Sequence[int], mode: str) -> Tensor:
+    """Lengthen axes by their own elements: ``reflect`` mirrors at the ends, ``edge`` repeats the outermost.
+
+    ``pads`` are before each axis, then after each; none is negative.
+    """
+    rank = len(builder.shape(x))
+    for axis, before, after in zip(range(rank), pads[:rank], pads[rank:], strict=True):
+        size = builder.shape(x)[axis]
+        if mode == "reflect" and max(before, after) >= size:
+            raise Unsupported(f"a reflection of {max(before, after)} out of {size} elements")
+        if mode == "reflect":
+            ends = [[range(before, 0, -1)] if before else [], [range(size - 2, size - 2 - after, -1)] if after else []]
+        else:
+            ends = [[range(1)] * before, [range(size - 1, size)] * after]
+        parts = [[emit_range(builder, x, axis, kept) for kept in end] for end in ends]
+        if any(parts):
+            x = builder.emit("Concat", [*parts[0], x, *parts[1]], axis=axis)
+    return x
 
 
 def depth_to_space(builder: GraphBuilder, x: Tensor, block: Pair, *, blocks_first: bool) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ except ImportError as error:  # running a compiled network does not need onnx, r
 
 Shapes = Mapping[str, tuple[int, ...]]
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16)
+# The last opset in which axes are attributes: some exporters write them so under a newer number.
+_ATTRIBUTES = 12
 # Operators of shape arithmetic: when their input could not be imported they are not a second fault.
 _FOLDED = frozenset(("Range", "ConstantOfShape", "Equal", "Where", "Less", "Greater", "Not", "And", "Or", "Floor",
                      "Ceil", "NonZero", "Tile", "ScatterND", "GatherND", "ReduceProd", "ReduceMin", "ReduceMax", "Mod"))
@@ -140,7 +143,11 @@ class _Importer:
                 for dim in tensor.shape.dim]
         given = self.shapes.get(item.name)
         if given is not None:
-            shape = tuple(int(size) for size in given)
+            try:
+                shape = tuple(operator.index(size) for size in given)
+            except TypeError as error:
+                raise ModelError(f"the shape {given!r} for input '{item.name}' is not a list of whole numbers",
+                                 where=self.where) from error
             if (tensor.HasField("shape") and len(shape) != len(dims)) or not shape or min(shape) < 1:
                 raise ModelError(f"shape {shape} does not fit input '{item.name}' of {dims}", where=self.where)
             return shape
@@ -205,11 +212,16 @@ class _Importer:
             return [inputs[0]]
         feeds = {name: tensor.array for name, tensor in zip(node.input, inputs, strict=True)
                  if isinstance(tensor, Const)}
-        try:
-            with np.errstate(all="ignore"):
-                results = ReferenceEvaluator(node, opsets={"": self.opset}).run(None, feeds)
-        except Exception as error:  # whatever the evaluator cannot do
-            raise Unsupported(f"constant folding failed: {type(error).__name__}: {error}") from error
+        results = None
+        for opset in (self.opset, _ATTRIBUTES):
+            try:
+                with np.errstate(all="ignore"):
+                    results = ReferenceEvaluator(node, opsets={"": opset}).run(None, feeds)
+                break
+            except Exception as error:  # whatever the evaluator cannot do
+                failure = error
+        if results is None:
+            raise Unsupported(f"constant folding failed: {type(failure).__name__}: {failure}") from failure
         return [Const(np.asarray(result), name) for name, result in zip(node.output, results, strict=False)]
 
 

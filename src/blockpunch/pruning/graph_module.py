@@ -195,8 +195,12 @@ def _resize(attrs: dict[str, Any], x: Any) -> Any:
     return x
 
 
-def _reduce(attrs: dict[str, Any], x: Any) -> Any:
+def _reduce_mean(attrs: dict[str, Any], x: Any) -> Any:
     return x.mean(dim=tuple(attrs["axes"]), keepdim=bool(attrs["keepdims"]))
+
+
+def _reduce_max(attrs: dict[str, Any], x: Any) -> Any:
+    return x.amax(dim=tuple(attrs["axes"]), keepdim=bool(attrs["keepdims"]))
 
 
 def _concat(attrs: dict[str, Any], *parts: Sequence[Any]) -> Any:
@@ -206,7 +210,8 @@ def _concat(attrs: dict[str, Any], *parts: Sequence[Any]) -> Any:
 _FUNCTIONS: dict[str, Function] = {
     "Reshape": lambda attrs, x: x.reshape(attrs["shape"]),  # the batch is put in by the module
     "Transpose": lambda attrs, x: x.permute(attrs["perm"]), "Concat": _concat, "Slice": _slice, "Pad": _pad,
-    "ReduceMean": _reduce, "Resize": _resize, "MaxPool": _max_pool, "AveragePool": _average_pool,
+    "ReduceMean": _reduce_mean, "ReduceMax": _reduce_max, "Resize": _resize, "MaxPool": _max_pool,
+    "AveragePool": _average_pool,
     "GlobalAveragePool": lambda attrs, x: x.mean(dim=(2, 3), keepdim=True),
     "MatMul": lambda attrs, a, b: a @ b, "Softmax": lambda attrs, x: torch.softmax(x, attrs["axis"]),
     "Add": lambda attrs, a, b: a + b, "Sub": lambda attrs, a, b: a - b, "Mul": lambda attrs, a, b: a * b,
@@ -223,7 +228,6 @@ _FUNCTIONS: dict[str, Function] = {
     "PRelu": lambda attrs, x, slope: torch.where(x > 0, x, x * slope),
     "Softplus": lambda attrs, x: functional.softplus(x), "Mish": lambda attrs, x: functional.mish(x),
     "Exp": lambda attrs, x: torch.exp(x), "Log": lambda attrs, x: torch.log(x),
-
     "Sqrt": lambda attrs, x: torch.sqrt(x), "Neg": lambda attrs, x: -x, "Abs": lambda attrs, x: torch.abs(x),
-    "Erf": lambda attrs, x: torch.erf(x),
+    "Erf": lambda attrs, x: torch.erf(x), "Sin": lambda attrs, x: torch.sin(x), "Cos": lambda attrs, x: torch.cos(x),
 }

@@ -94,13 +94,13 @@ def _prune(weights: OnnxWeights, group: list[WeightUse], entry: LayerPlan) -> np
     use = group[0]
     stored = weights.constant(use.tensor)
     assert stored is not None, "uses() only returns constant weights"
-    matrix = stored.T if use.transposed else stored
+    matrix = use.as_layer(stored)
     try:
         mask = entry.scheme.mask(matrix, entry.rate, conv_groups=use.layer.conv_groups)
     except SchemeError as error:
         raise ModelError(error.what, where=f"{weights.where}, layer '{use.layer.name}'") from error
     pruned = np.where(mask, matrix, np.zeros((), matrix.dtype))
-    weights.replace([(item.node, 1) for item in group], pruned.T if use.transposed else pruned)
+    weights.replace([(item.node, 1) for item in group], use.as_stored(pruned))
     return mask
 
 
@@ -119,7 +119,7 @@ def _zero_dead(weights: OnnxWeights, use: WeightUse, dead: npt.NDArray[np.bool_]
         _zero(weights, node, 1, dead, axis=-1)
         _zero(weights, node, 2, dead, axis=-1)
     elif node.op_type == "Add":
-        _zero(weights, node, 1 - index, dead, axis=-3 if use.layer.kind == "conv" else -1)
+        _zero(weights, node, 1 - index, dead, axis=-1 if use.layer.kind == "linear" else -2 if use.line else -3)
 
 
 def _zero(weights: OnnxWeights, node: onnx.NodeProto, index: int, dead: npt.NDArray[np.bool_], axis: int) -> None:

@@ -36,12 +36,22 @@ INLINE_LIMIT = 1_900_000_000
 class WeightUse:
     """A node that computes with a prunable weight.
 
-    ``transposed``: the file holds ``[in, out]``, as MatMul and Gemm without transB do.
+    ``transposed``: the file holds ``[in, out]``, as MatMul and Gemm without transB do; ``line``: it holds a kernel
+    without height.
     """
 
     layer: Layer
     node: onnx.NodeProto
     transposed: bool
+    line: bool = False
+
+    def as_layer(self, stored: Array) -> Array:
+        """A constant of the file, or an array like it, in the layer's shape (of a line's kernel: with one row)."""
+        return stored.T if self.transposed else stored.reshape(self.layer.shape)
+
+    def as_stored(self, array: Array) -> Array:
+        """The inverse of :meth:`as_layer`."""
+        return array.T if self.transposed else array.squeeze(2) if self.line else array
 
     @property
     def tensor(self) -> str:
@@ -87,11 +97,13 @@ class OnnxWeights:
             return None
         if node.input[0] in self._constant_names or (weight := self.constant(node.input[1])) is None:
             return None
-        if weight.ndim != (4 if node.op_type == "Conv" else 2):
+        if weight.ndim not in ((3, 4) if node.op_type == "Conv" else (2,)):
             return None
         attrs = {item.name: item.i for item in node.attribute}
         if node.op_type == "Conv":
-            return WeightUse(Layer(label, "conv", weight.shape, attrs.get("group", 1)), node, False)
+            line = weight.ndim == 3
+            shape = (*weight.shape[:2], 1, weight.shape[2]) if line else weight.shape
+            return WeightUse(Layer(label, "conv", shape, attrs.get("group", 1)), node, False, line)
         transposed = node.op_type == "MatMul" or not attrs.get("transB", 0)
         if attrs.get("transA", 0):
             label += ".1"  # the importer puts a Transpose before it, which takes the name

@@ -8,13 +8,13 @@ from blockpunch.compiler.kernels.depthwise import Depthwise
 from blockpunch.compiler.kernels.dot import Dot
 from blockpunch.compiler.kernels.elementwise import Elementwise, MatMul, Move, Pad
 from blockpunch.compiler.kernels.pool import Pool
-from blockpunch.compiler.kernels.reduce import Mean, Softmax
+from blockpunch.compiler.kernels.reduce import Reduce, Softmax
 from blockpunch.compiler.kernels.repack import Repack
 from blockpunch.compiler.kernels.resize import Resize
 from blockpunch.errors import UnsupportedOperatorError
 from blockpunch.graph.ir import Graph, Node
 
-KERNELS: tuple[Kernel, ...] = (Depthwise(), Conv(), Dot(), Pool(), Mean(), Softmax(), Resize(), Repack(), MatMul(),
+KERNELS: tuple[Kernel, ...] = (Depthwise(), Conv(), Dot(), Pool(), Reduce(), Softmax(), Resize(), Repack(), MatMul(),
                                Elementwise(), Move(), Pad())
 
 

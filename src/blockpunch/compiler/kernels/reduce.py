@@ -1,4 +1,4 @@
-"""Operators that look along an axis: means and softmax."""
+"""Operators that look along an axis: means, maxima and softmax."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def _outer_loop(dims: list[int], strides: list[tuple[int, int]]) -> list[str]:
     return [*lines, "(void)rest;"]
 
 
-class Mean(Kernel):
-    """ReduceMean over any axes, and GlobalAveragePool."""
+class Reduce(Kernel):
+    """ReduceMean and ReduceMax over any axes, and GlobalAveragePool."""
 
-    kind = "mean"
+    kind = "reduce"
 
     def accepts(self, node: Node, graph: Graph) -> bool:
-        """Both operators, with activations fused at most."""
-        return node.op in ("ReduceMean", "GlobalAveragePool") and not operands(node)
+        """These operators, with activations fused at most."""
+        return node.op in ("ReduceMean", "ReduceMax", "GlobalAveragePool") and not operands(node)
 
     def lower(self, node: Node, ctx: Context) -> Step:
         """One result per unit."""
@@ -34,22 +34,26 @@ class Mean(Kernel):
         axes = (2, 3) if node.op == "GlobalAveragePool" else tuple(node.attrs["axes"])
         out_strides = _strides_with_axes(x, y, axes)
         kept = [d for d in range(len(x.shape)) if d not in axes]
+        largest = node.op == "ReduceMax"
+        take = "{0} = {1}max({0}, {2});" if largest else "{0} += {2};"
+        each = f"q[j * (ptrdiff_t){x.strides[axes[-1]]}]"
         lines = ["for (int unit = begin; unit < end; unit++) {", f"const float *p = {ctx.pointer(x)};",
                  f"float *o = {ctx.pointer(y)};",
                  *_outer_loop([x.shape[d] for d in kept], [(x.strides[d], out_strides[d]) for d in kept]),
-                 "vf sums = {0}; float x = 0;"]
+                 "float x = -__builtin_inff(); vf all = v_set(x);" if largest else "float x = 0; vf all = v_set(x);"]
         for d in axes[:-1]:
             lines.append(f"for (int i{d} = 0; i{d} < {x.shape[d]}; i{d}++) {{")
         last = axes[-1]
         offset = "".join(f" + i{d} * (ptrdiff_t){x.strides[d]}" for d in axes[:-1])
         lines += [f"const float *q = p{offset};", "int j = 0;"]
         if x.strides[last] == 1:
-            lines.append(f"for (; j + VL <= {x.shape[last]}; j += VL) sums += v_load(q + j);")
-        lines.append(f"for (; j < {x.shape[last]}; j++) x += q[j * (ptrdiff_t){x.strides[last]}];")
+            lines.append(f"for (; j + VL <= {x.shape[last]}; j += VL) {take.format('all', 'v_', 'v_load(q + j)')}")
+        lines.append(f"for (; j < {x.shape[last]}; j++) {take.format('x', 's_', each)}")
         lines += ["}"] * len(axes[:-1])
-        lines += ["for (int l = 0; l < VL; l++) x += sums[l];",
-                  f"x *= {1 / prod(x.shape[d] for d in axes)!r}f;", *epilogue_code(node.epilogue, "s_", []), "*o = x;",
-                  "}"]
+        lines.append(f"for (int l = 0; l < VL; l++) {take.format('x', 's_', 'all[l]')}")
+        if not largest:
+            lines.append(f"x *= {1 / prod(x.shape[d] for d in axes)!r}f;")
+        lines += [*epilogue_code(node.epilogue, "s_", []), "*o = x;", "}"]
         return finish(node, self.kind, ctx, [(prod(x.shape[d] for d in kept), "\n".join(lines))])
 
 

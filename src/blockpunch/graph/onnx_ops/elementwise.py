@@ -17,7 +17,7 @@ _UNARY: dict[str, tuple[str, dict[str, Any]]] = {
     "HardSigmoid": ("HardSigmoid", {"alpha": 0.2, "beta": 0.5}), "LeakyRelu": ("LeakyRelu", {"alpha": 0.01}),
     "Elu": ("Elu", {"alpha": 1.0}), "Gelu": ("Gelu", {"approximate": "none"}), "Exp": ("Exp", {}), "Log": ("Log", {}),
     "Sqrt": ("Sqrt", {}), "Neg": ("Neg", {}), "Abs": ("Abs", {}), "Erf": ("Erf", {}), "Softplus": ("Softplus", {}),
-    "Mish": ("Mish", {}),
+    "Mish": ("Mish", {}), "Sin": ("Sin", {}), "Cos": ("Cos", {}),
 }
 _BINARY = ("Add", "Sub", "Mul", "Div", "Pow")
 

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import numpy as np
 
 from blockpunch.graph.builder import Const, GraphBuilder, Tensor, Unsupported
-from blockpunch.graph.emit import axis_of, depth_to_space, emit_slice, space_to_depth
+from blockpunch.graph.emit import (
+    as_image,
+    as_line,
+    axis_of,
+    depth_to_space,
+    emit_gather,
+    emit_mirrored,
+    emit_slice,
+    space_to_depth,
+)
 from blockpunch.graph.onnx_ops.node import OnnxNode, Rule
 
 
@@ -109,21 +117,16 @@ def _split(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
 
 
 def _gather(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
-    """Gather by constant indices in even steps is a slice."""
+    """Gather by constant indices: slices, joined."""
     x = node.tensor(0)
     shape = builder.shape(x)
     axis = axis_of(int(node.attrs.get("axis", 0)), len(shape))
     indices = node.constant(1, "index").array
     positions = [int(index) % shape[axis] for index in indices.ravel()]
-    steps = {b - a for a, b in itertools.pairwise(positions)}
-    if indices.ndim > 1 or len(steps) > 1 or 0 in steps or not positions:
-        raise Unsupported("a gather of activations whose indices are not evenly spaced")
-    step = steps.pop() if steps else 1
-    stop = positions[-1] + (1 if step > 0 else -1)
-    result = builder.emit("Slice", [x], starts=(positions[0],), stops=(stop,), axes=(axis,), steps=(step,))
-    if indices.ndim == 0:
-        return [builder.emit("Reshape", [result], shape=shape[:axis] + shape[axis + 1:])]
-    return [result]
+    result = emit_gather(builder, x, axis, positions)
+    if indices.ndim == 1:
+        return [result]
+    return [builder.emit("Reshape", [result], shape=shape[:axis] + indices.shape + shape[axis + 1:])]
 
 
 def _pad(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
@@ -135,15 +138,16 @@ def _pad(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
     for position, axis in enumerate(axes):
         pads[axis_of(axis, rank)] = given[position]
         pads[axis_of(axis, rank) + rank] = given[position + len(axes)]
-    if not any(pads):
-        return [x]
-    if node.attrs.get("mode", "constant") != "constant":
-        raise Unsupported(f"padding in mode '{node.attrs['mode']}'")
+    mode = node.attrs.get("mode", "constant")
+    if mode not in ("constant", "reflect", "edge"):
+        raise Unsupported(f"padding in mode '{mode}'")
     for axis in range(rank):  # negative padding cuts
         if pads[axis] < 0 or pads[axis + rank] < 0:
             size = builder.shape(x)[axis]
             x = emit_slice(builder, x, axis, max(-pads[axis], 0), size - max(-pads[axis + rank], 0))
     pads = [max(size, 0) for size in pads]
+    if mode != "constant":
+        return [emit_mirrored(builder, x, pads, mode)]
     return [builder.emit("Pad", [x], pads=tuple(pads), value=node.number("value", 2, 0.0)) if any(pads) else x]
 
 
@@ -163,20 +167,34 @@ def _reduce(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
     return [builder.emit("Sqrt", [result]) if node.op == "ReduceL2" else result]
 
 
+def _extreme(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
+    """ReduceMax, and ReduceMin as the negative maximum of negatives."""
+    x = node.tensor(0)
+    rank, axes = len(builder.shape(x)), node.ints("axes", 1)
+    if not axes and node.attrs.get("noop_with_empty_axes", 0):
+        return [x]
+    kept = tuple(sorted(axis_of(axis, rank) for axis in axes)) if axes else tuple(range(rank))
+    least = node.op == "ReduceMin"
+    result = builder.emit("ReduceMax", [builder.emit("Neg", [x]) if least else x], axes=kept,
+                          keepdims=bool(node.attrs.get("keepdims", 1)))
+    return [builder.emit("Neg", [result]) if least else result]
+
+
 def _resize(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
     x = node.tensor(0)
     shape = builder.shape(x)
+    rank = len(shape)
     upsample = node.op == "Upsample"
     mode = str(node.attrs.get("mode", "nearest"))
     coordinates = "asymmetric" if upsample else str(node.attrs.get("coordinate_transformation_mode", "half_pixel"))
     rounding = "floor" if upsample else str(node.attrs.get("nearest_mode", "round_prefer_floor"))
-    if len(shape) != 4 or mode not in ("nearest", "linear") or coordinates not in (
+    if rank not in (3, 4) or mode not in ("nearest", "linear") or coordinates not in (
             "asymmetric", "half_pixel", "align_corners", "pytorch_half_pixel"):
         raise Unsupported(f"a resize of {shape} in mode '{mode}' with '{coordinates}' coordinates")
     if node.attrs.get("antialias", 0) or node.attrs.get("keep_aspect_ratio_policy", "stretch") != "stretch":
         raise Unsupported("a resize with antialias or an aspect ratio policy")
-    axes = node.ints("axes") or (0, 1, 2, 3)
-    scales, sizes = np.ones(4), list(shape)
+    axes = node.ints("axes") or tuple(range(rank))
+    scales, sizes = np.ones(rank), list(shape)
     given = node.optional(1 if upsample else 2)
     if "scales" in node.attrs:  # Upsample before opset 9
         given = Const(np.array(node.attrs["scales"]))
@@ -188,8 +206,10 @@ def _resize(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
             scales[axis], sizes[axis] = size / shape[axis], size
     if sizes[:2] != list(shape[:2]):
         raise Unsupported("a resize of the batch or of the channels")
-    return [builder.emit("Resize", [x], mode=mode, coordinates=coordinates, nearest_rounding=rounding,
-                         scales=(float(scales[2]), float(scales[3])), size=(sizes[2], sizes[3]))]
+    result = builder.emit("Resize", [x if rank == 4 else as_image(builder, x)], mode=mode, coordinates=coordinates,
+                          nearest_rounding=rounding, scales=(1.0, *(float(scale) for scale in scales[2:]))[-2:],
+                          size=(1, *sizes[2:])[-2:])
+    return [result if rank == 4 else as_line(builder, result)]
 
 
 def _shuffle(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
@@ -214,4 +234,5 @@ RULES: dict[str, Rule] = {
     "Resize": _resize, "Upsample": _resize, "DepthToSpace": _shuffle,
     "SpaceToDepth": _shuffle, "Expand": _expand,
     **dict.fromkeys(("ReduceMean", "ReduceSum", "ReduceSumSquare", "ReduceL2"), _reduce),
+    "ReduceMax": _extreme, "ReduceMin": _extreme,
 }

@@ -5,7 +5,16 @@ from __future__ import annotations
 import numpy as np
 
 from blockpunch.graph.builder import Const, GraphBuilder, Tensor, Unsupported
-from blockpunch.graph.emit import axis_of, emit_group_norm, emit_norm, emit_pool, emit_transposed_conv, transposed_size
+from blockpunch.graph.emit import (
+    as_image,
+    as_line,
+    axis_of,
+    emit_group_norm,
+    emit_norm,
+    emit_pool,
+    emit_transposed_conv,
+    transposed_size,
+)
 from blockpunch.graph.onnx_ops.node import OnnxNode, Rule
 
 
@@ -39,8 +48,29 @@ def _image(builder: GraphBuilder, node: OnnxNode) -> tuple[Tensor, tuple[int, ..
     x = node.tensor(0)
     shape = builder.shape(x)
     if len(shape) != 4:
-        raise Unsupported(f"only images [N, C, H, W] are supported, this has shape {shape}")
+        raise Unsupported(f"only images [N, C, H, W] and lines [N, C, L] are supported, this has shape {shape}")
     return x, shape
+
+
+# What attributes of a line's operator are along the row's height.
+_ONE_ROW = {"kernel_shape": 1, "strides": 1, "dilations": 1, "output_shape": 1, "output_padding": 0}
+
+
+def _lines_too(rule: Rule) -> Rule:
+    """``rule``, made for images, for lines [N, C, L] too: they are images of one row."""
+    def either(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
+        if len(builder.shape(node.tensor(0))) != 3:
+            return rule(builder, node)
+        attrs = {name: [_ONE_ROW[name], value[-1]] if name in _ONE_ROW else value for name, value in node.attrs.items()}
+        if "pads" in attrs:
+            attrs["pads"] = [0, attrs["pads"][0], 0, attrs["pads"][1]]
+        inputs: list[Tensor | None] = [as_image(builder, node.tensor(0)), *node.inputs[1:]]
+        weight = node.optional(1)
+        if isinstance(weight, Const):
+            inputs[1] = Const(np.expand_dims(weight.array, 2), weight.name)
+        image = OnnxNode(node.op, node.opset, inputs, node.outputs, attrs)
+        return [as_line(builder, result) for result in rule(builder, image)]
+    return either
 
 
 def _conv(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
@@ -150,8 +180,9 @@ def _matmul(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
 
 
 RULES: dict[str, Rule] = {
-    "Conv": _conv, "ConvTranspose": _transposed_conv, "LayerNormalization": _layer_norm,
-    "InstanceNormalization": _group_norm, "GroupNormalization": _group_norm, "MaxPool": _pool, "AveragePool": _pool,
-    "GlobalAveragePool": _global_pool, "GlobalMaxPool": _global_pool, "BatchNormalization": _batch_norm,
-    "Gemm": _gemm, "MatMul": _matmul,
+    **{op: _lines_too(rule) for op, rule in (
+        ("Conv", _conv), ("ConvTranspose", _transposed_conv), ("MaxPool", _pool), ("AveragePool", _pool),
+        ("GlobalAveragePool", _global_pool), ("GlobalMaxPool", _global_pool))},
+    "LayerNormalization": _layer_norm, "InstanceNormalization": _group_norm, "GroupNormalization": _group_norm,
+    "BatchNormalization": _batch_norm, "Gemm": _gemm, "MatMul": _matmul,
 }

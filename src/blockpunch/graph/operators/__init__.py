@@ -10,7 +10,7 @@ Attributes are plain ints, floats, strings and tuples; axes are never negative.
 | BatchNorm | x, scale, bias, mean, variance | eps |
 | MaxPool, AveragePool | x | kernel, stride, pads, dilation (Max), count_include_pad (Average) |
 | GlobalAveragePool | x | |
-| ReduceMean | x | axes, keepdims |
+| ReduceMean, ReduceMax | x | axes, keepdims |
 | Resize | x | mode, coordinates, nearest_rounding, scales=(sh, sw), size=(height, width) |
 | Concat | any number | axis |
 | Slice | x | starts, stops, axes, steps (a stop of -1 with a negative step is "past the first element") |

@@ -53,6 +53,8 @@ _UNARY: dict[str, tuple[Callable[..., Array], tuple[str, ...]]] = {
     "Neg": (np.negative, ()),
     "Abs": (np.abs, ()),
     "Erf": (_erf, ()),
+    "Sin": (np.sin, ()),
+    "Cos": (np.cos, ()),
     "Softplus": (_softplus, ()),
     "Mish": (lambda x: x * np.tanh(_softplus(x)), ()),
 }

@@ -91,6 +91,10 @@ def _reduce_mean(node: Node, arrays: Sequence[Array]) -> list[Array]:
     return [np.asarray(arrays[0].mean(axis=node.attrs["axes"], keepdims=node.attrs["keepdims"], dtype=np.float32))]
 
 
+def _reduce_max(node: Node, arrays: Sequence[Array]) -> list[Array]:
+    return [np.asarray(arrays[0].max(axis=node.attrs["axes"], keepdims=node.attrs["keepdims"]))]
+
+
 def _resize_infer(node: Node, shapes: Sequence[Shape]) -> list[Shape]:
     x, size = shapes[0], node.attrs["size"]
     require(len(x) == 4 and len(size) == 2 and min(size) > 0, node, f"cannot resize {x} to {size}")
@@ -156,6 +160,7 @@ LAYOUT_OPERATORS = (
     Operator("Slice", (1, 1), _slice_infer, _slice, attributes=("starts", "stops", "axes", "steps")),
     Operator("Pad", (1, 1), _pad_infer, _pad, attributes=("pads", "value")),
     Operator("ReduceMean", (1, 1), _reduce_infer, _reduce_mean, attributes=("axes", "keepdims")),
+    Operator("ReduceMax", (1, 1), _reduce_infer, _reduce_max, attributes=("axes", "keepdims")),
     Operator("Resize", (1, 1), _resize_infer, _resize,
              attributes=("mode", "coordinates", "nearest_rounding", "scales", "size")),
 )

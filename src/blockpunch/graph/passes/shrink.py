@@ -71,7 +71,7 @@ def _is_channelwise(node: Node, graph: Graph) -> bool:
         return len(x) == len(y) and all(_fits(graph, name, y) for name in node.inputs)
     if node.op == "Reshape":
         return len(y) == 2 and x[0] == y[0]
-    if node.op == "ReduceMean":
+    if node.op in ("ReduceMean", "ReduceMax"):
         return len(x) == 4 and node.attrs["axes"] == (2, 3)
     return (OPERATORS[node.op].unary or node.op in ("MaxPool", "AveragePool", "GlobalAveragePool", "Resize")
             or _is_depthwise(node, graph))
@@ -148,7 +148,7 @@ def _channelwise_constants(graph: Graph, node: Node, known: dict[str, Array]) ->
         return np.repeat(numbers, graph.shape(node.outputs[0])[1] // max(len(numbers), 1))
     if node.op in ("MaxPool", "AveragePool"):
         return np.where(_pool_keeps(node, numbers), numbers, np.nan)
-    if node.op in ("GlobalAveragePool", "ReduceMean", "Resize"):
+    if node.op in ("GlobalAveragePool", "ReduceMean", "ReduceMax", "Resize"):
         return numbers
     arrays = [known[name].reshape(1, -1, *(1,) * (rank - 2)) if name in known else graph.constants[name]
               for name in core_inputs(node)]

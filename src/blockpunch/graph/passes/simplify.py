@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from blockpunch.graph.ir import Graph, Node
+from blockpunch.graph.operators import OPERATORS
 from blockpunch.graph.passes.editor import Editor, remove_dead, unary
 
 
@@ -21,7 +22,7 @@ def drop_no_effect(editor: Editor, node: Node) -> bool:
         or (node.op == "Clip" and attrs["min"] == -np.inf and attrs["max"] == np.inf)
         or (node.op == "Resize" and same and attrs["scales"] == (1.0, 1.0))
         or (node.op in ("MaxPool", "AveragePool") and attrs["kernel"] == (1, 1) and same and not any(attrs["pads"]))
-        or (node.op == "ReduceMean" and same)
+        or (node.op in ("ReduceMean", "ReduceMax") and same)
         or (node.op in ("Add", "Mul") and same and _is_neutral(editor, node)))
     return idle and editor.bypass(node)
 
@@ -117,6 +118,38 @@ def _bounds(editor: Editor, node: Node) -> tuple[float, float] | None:
     return (-float("inf"), limit) if node.op == "Min" else (limit, float("inf"))
 
 
+def sink_line(editor: Editor, node: Node) -> bool:
+    """What is done element by element on lines [N, C, L] that were images of one row is done on these images, so that
+    it meets the convolutions before and behind it."""
+    binary = node.op in ("Add", "Sub", "Mul", "Div", "Min", "Max", "Pow", "PRelu")
+    if node.epilogue or not (binary or node.op in ("BatchNorm", "Concat") or OPERATORS[node.op].unary):
+        return False
+    read = [name for name in node.inputs if name in editor.graph.values]
+    images = {name: editor.producers[name].inputs[0] for name in read if _is_line(editor, name)}
+    if not images or len(images) < len(set(node.inputs if node.op == "Concat" else read)):
+        return False
+    for name in set(node.inputs) - set(read) if binary else ():
+        array = editor.graph.constants[name]
+        if array.ndim > 1:
+            images[name] = editor.add_constant(name, np.expand_dims(array, -2))
+    attrs = dict(node.attrs)
+    if node.op == "Concat" and attrs["axis"] == 2:
+        attrs["axis"] = 3
+    shape = editor.graph.shape(node.outputs[0])
+    value = editor.add_value(f"{node.name}.image", (*shape[:2], 1, *shape[2:]))
+    editor.swap(node, Node(node.name, node.op, tuple(images.get(name, name) for name in node.inputs), (value,), attrs,
+                           node.path),
+                Node(f"{node.name}.line", "Reshape", (value,), node.outputs, {"shape": shape}, node.path))
+    return True
+
+
+def _is_line(editor: Editor, name: str) -> bool:
+    """Whether ``name`` is an image of one row, reshaped to a line."""
+    node, shape = editor.producers.get(name), editor.graph.shape(name)
+    return (node is not None and node.op == "Reshape" and not node.epilogue and len(shape) == 3
+            and editor.graph.shape(node.inputs[0]) == (*shape[:2], 1, *shape[2:]))
+
+
 def merge_duplicates(graph: Graph) -> Graph:
     """Nodes that compute the same from the same become one."""
     editor = Editor(graph)
@@ -142,4 +175,4 @@ def _content(editor: Editor, name: str) -> object:
     return array.shape, array.tobytes()
 
 
-RULES = (order_operands, drop_no_effect, merge_pairs, name_global_pool, merge_clips)
+RULES = (order_operands, drop_no_effect, merge_pairs, name_global_pool, merge_clips, sink_line)

@@ -5,15 +5,47 @@ from __future__ import annotations
 import numpy as np
 
 from blockpunch.graph.builder import Const, GraphBuilder, Tensor, Unsupported
-from blockpunch.graph.emit import emit_group_norm, emit_norm, emit_pool, emit_transposed_conv, transposed_size
+from blockpunch.graph.emit import (
+    as_image,
+    as_line,
+    emit_group_norm,
+    emit_norm,
+    emit_pool,
+    emit_transposed_conv,
+    transposed_size,
+)
 from blockpunch.graph.torch_ops.node import Rule, TorchNode
 
 
 def _image(builder: GraphBuilder, x: Tensor) -> tuple[int, ...]:
     shape = builder.shape(x)
     if len(shape) != 4:
-        raise Unsupported(f"only images [N, C, H, W] are supported, this has shape {shape}")
+        raise Unsupported(f"only images [N, C, H, W] and lines [N, C, L] are supported, this has shape {shape}")
     return shape
+
+
+# What arguments of a line's operator are along the row's height.
+_ONE_ROW = {"stride": 1, "dilation": 1, "kernel_size": 1, "output_size": 1, "padding": 0, "output_padding": 0,
+            "scale_factors": 1.0}
+
+
+def lines_too(rule: Rule) -> Rule:
+    """``rule``, made for images, for lines [N, C, L] too: they are images of one row."""
+    def either(builder: GraphBuilder, node: TorchNode) -> Tensor | list[Tensor]:
+        name = "input" if "input" in node.args else "self"
+        if len(builder.shape(node.tensor(name))) != 3:
+            return rule(builder, node)
+        args = dict(node.args)
+        for key, value in args.items():
+            if key in _ONE_ROW and value and not isinstance(value, str):
+                args[key] = [_ONE_ROW[key], value[-1] if isinstance(value, list | tuple) else value]
+            elif key == "weight" and isinstance(value, Const):
+                args[key] = Const(np.expand_dims(value.array, 2), value.name)
+        args |= {name: as_image(builder, node.tensor(name)), "scales_h": 1.0, "scales_w": args.get("scales")}
+        result = rule(builder, TorchNode(node.op.replace("1d", "2d"), args))
+        assert not isinstance(result, list)
+        return as_line(builder, result)
+    return either
 
 
 def _conv(builder: GraphBuilder, node: TorchNode) -> Tensor:
@@ -85,6 +117,23 @@ def _matmul(builder: GraphBuilder, node: TorchNode) -> Tensor:
     return builder.emit("MatMul", [a, b])
 
 
+def _attention(builder: GraphBuilder, node: TorchNode) -> Tensor:
+    """``softmax(q k' * scale + mask) v``, over leading axes that all have."""
+    q, k, v = (node.tensor(name) for name in ("query", "key", "value"))
+    mask = node.args.get("attn_mask")
+    if node.args.get("enable_gqa") or node.args.get("is_causal") or node.args.get("dropout_p"):
+        raise Unsupported("attention with grouped queries, a causal mask or dropout")
+    if isinstance(mask, Const) and mask.array.dtype == bool:
+        mask = Const(np.where(mask.array, np.float32(0), np.float32(-1e30)), mask.name)
+    shape = builder.shape(k)
+    rank, scale = len(shape), node.args.get("scale")
+    scale = Const(np.full(1, shape[-1] ** -0.5 if scale is None else scale, np.float32))
+    turned = builder.emit("Transpose", [k], perm=(*range(rank - 2), rank - 1, rank - 2))
+    scores = builder.emit("MatMul", [builder.emit("Mul", [q, scale]), turned])
+    scores = scores if mask is None else builder.emit("Add", [scores, mask])
+    return builder.emit("MatMul", [builder.emit("Softmax", [scores], axis=rank - 1), v])
+
+
 def _batch_norm(builder: GraphBuilder, node: TorchNode) -> Tensor:
     if node.args.get("training") or node.args.get("running_mean") is None:
         raise Unsupported("batch-norm in training mode or without running statistics; call model.eval() first")
@@ -122,12 +171,15 @@ def _adaptive_pool(builder: GraphBuilder, node: TorchNode) -> Tensor:
 
 
 RULES: dict[str, Rule] = {
-    "conv2d": _conv, "convolution": _conv, "conv_transpose2d": _transposed_conv, "layer_norm": _layer_norm,
+    **dict.fromkeys(("conv1d", "conv2d", "convolution"), lines_too(_conv)),
+    **dict.fromkeys(("conv_transpose1d", "conv_transpose2d"), lines_too(_transposed_conv)), "layer_norm": _layer_norm,
     "native_layer_norm": _layer_norm,
     **dict.fromkeys(("group_norm", "native_group_norm", "instance_norm"), _group_norm),
     "linear": _linear, "addmm": _addmm, "mm": _matmul, "matmul": _matmul,
-    "bmm": _matmul, "batch_norm": _batch_norm, "_native_batch_norm_legit_no_training": _batch_norm,
+    "bmm": _matmul, "scaled_dot_product_attention": _attention, "batch_norm": _batch_norm, "_native_batch_norm_legit_no_training": _batch_norm,
     "_native_batch_norm_legit_functional": _training,
-    "max_pool2d": _pool, "max_pool2d_with_indices": _pool, "avg_pool2d": _pool,
-    **dict.fromkeys(("adaptive_avg_pool2d", "_adaptive_avg_pool2d", "adaptive_max_pool2d"), _adaptive_pool),
+    **dict.fromkeys((name for rank in (1, 2) for name in (
+        f"max_pool{rank}d", f"max_pool{rank}d_with_indices", f"avg_pool{rank}d")), lines_too(_pool)),
+    **dict.fromkeys(("adaptive_avg_pool1d", "adaptive_avg_pool2d", "_adaptive_avg_pool2d", "adaptive_max_pool1d",
+                     "adaptive_max_pool2d"), lines_too(_adaptive_pool)),
 }

@@ -7,7 +7,8 @@ import math
 import numpy as np
 
 from blockpunch.graph.builder import Const, GraphBuilder, Tensor, Unsupported
-from blockpunch.graph.emit import axis_of, depth_to_space, emit_slice, space_to_depth
+from blockpunch.graph.emit import axis_of, depth_to_space, emit_gather, emit_mirrored, emit_slice, space_to_depth
+from blockpunch.graph.torch_ops.layers import lines_too
 from blockpunch.graph.torch_ops.node import Rule, TorchNode
 
 
@@ -116,10 +117,17 @@ def _split(builder: GraphBuilder, node: TorchNode) -> list[Tensor]:
     return parts
 
 
+# By operator, or by the mode that ``pad`` names.
+_PAD_MODES = {"constant": "constant", "reflect": "reflect", "replicate": "edge",
+              **{f"{kind}_pad{rank}d": mode for rank in (1, 2)
+                 for kind, mode in (("reflection", "reflect"), ("replication", "edge"))}}
+
+
 def _pad(builder: GraphBuilder, node: TorchNode) -> Tensor:
     """Torch lists (before, after) from the last axis backwards; negative numbers cut."""
-    x, given = node.tensor(), node.ints("pad")
-    if node.args.get("mode", "constant") != "constant":
+    x, given = node.tensor(), node.ints("pad" if "pad" in node.args else "padding")
+    mode = _PAD_MODES.get(node.op) or _PAD_MODES.get(str(node.args.get("mode", "constant")))
+    if mode is None:
         raise Unsupported(f"padding in mode '{node.args['mode']}'")
     rank = len(builder.shape(x))
     pads = [0] * (2 * rank)
@@ -129,6 +137,8 @@ def _pad(builder: GraphBuilder, node: TorchNode) -> Tensor:
         if before < 0 or after < 0:
             x = emit_slice(builder, x, axis, max(-before, 0), builder.shape(x)[axis] - max(-after, 0))
         pads[axis], pads[axis + rank] = max(before, 0), max(after, 0)
+    if mode != "constant":
+        return emit_mirrored(builder, x, pads, mode)
     return builder.emit("Pad", [x], pads=tuple(pads), value=float(node.args.get("value") or 0.0)) if any(pads) else x
 
 
@@ -141,6 +151,25 @@ def _reduce(builder: GraphBuilder, node: TorchNode) -> Tensor:
         count = math.prod(shape[axis] for axis in axes)
         result = builder.emit("Mul", [result, Const(np.float32(count).reshape(1))])
     return result
+
+
+def _extreme(builder: GraphBuilder, node: TorchNode) -> Tensor:
+    """``amax`` and ``max`` along an axis (its indices are not computed); the least as the negative of the largest
+    negative; of two tensors, element by element."""
+    x = node.tensor()
+    if "other" in node.args:
+        return builder.emit("Min" if node.op == "min" else "Max", [x, node.tensor("other")])
+    rank, least = len(builder.shape(x)), "min" in node.op
+    axes = tuple(sorted(axis_of(axis, rank) for axis in node.ints("dim"))) or tuple(range(rank))
+    result = builder.emit("ReduceMax", [builder.emit("Neg", [x]) if least else x], axes=axes,
+                          keepdims=bool(node.args.get("keepdim")))
+    return builder.emit("Neg", [result]) if least else result
+
+
+def _index_select(builder: GraphBuilder, node: TorchNode) -> Tensor:
+    x = node.tensor()
+    axis = axis_of(int(node.args["dim"]), len(builder.shape(x)))
+    return emit_gather(builder, x, axis, [int(index) for index in node.constant("index").array.ravel()])
 
 
 def _upsample(builder: GraphBuilder, node: TorchNode) -> Tensor:
@@ -200,7 +229,9 @@ RULES: dict[str, Rule] = {
     "squeeze": _squeeze, "unsqueeze": _unsqueeze, "permute": _permute, "transpose": _permute, "t": _permute,
     "cat": _cat, "concat": _cat, "stack": _cat, "slice": _slice, "select": _select,
     **dict.fromkeys(("split", "split_with_sizes", "chunk", "unbind", "unsafe_split"), _split),
-    "pad": _pad, "constant_pad_nd": _pad, "mean": _reduce, "sum": _reduce,
-    **dict.fromkeys(("upsample_nearest2d", "upsample_bilinear2d", "_upsample_nearest_exact2d"), _upsample),
+    "pad": _pad, **dict.fromkeys(("constant_pad_nd", *_PAD_MODES), _pad), "index_select": _index_select,
+    **dict.fromkeys(("amax", "amin", "max", "min"), _extreme), "mean": _reduce, "sum": _reduce,
+    **dict.fromkeys(("upsample_nearest1d", "upsample_linear1d", "_upsample_nearest_exact1d", "upsample_nearest2d",
+                     "upsample_bilinear2d", "_upsample_nearest_exact2d"), lines_too(_upsample)),
     "pixel_shuffle": _shuffle, "pixel_unshuffle": _shuffle, "channel_shuffle": _channel_shuffle, "expand": _expand,
 }
