@@ -193,7 +193,8 @@ UNARY = [
     ("HardSigmoid", {"alpha": 0.3, "beta": 0.4}, 22), ("LeakyRelu", {}, 11), ("LeakyRelu", {"alpha": 0.3}, 16),
     ("Elu", {"alpha": 0.7}, 11), ("Exp", {}, 13), ("Neg", {}, 13), ("Abs", {}, 13), ("Erf", {}, 13),
     ("Softplus", {}, 11), ("HardSwish", {}, 14), ("HardSwish", {}, 22), ("Mish", {}, 18), ("Gelu", {}, 20),
-    ("Sin", {}, 11), ("Cos", {}, 11), ("Gelu", {"approximate": "tanh"}, 20), ("Identity", {}, 13), ("Dropout", {}, 13), ("Cast", {"to": 1}, 13),
+    ("Sin", {}, 11), ("Cos", {}, 11),
+    ("Gelu", {"approximate": "tanh"}, 20), ("Identity", {}, 13), ("Dropout", {}, 13), ("Cast", {"to": 1}, 13),
 ]
 
 
@@ -333,7 +334,8 @@ def test_extremes(op: str) -> None:
 @pytest.mark.parametrize("opset", OPSETS)
 @pytest.mark.parametrize("op, constants, attrs", [
     ("Conv", [(6, 4, 3), (6,)], {"strides": [2], "pads": [1, 2]}),
-    ("Conv", [(8, 2, 5)], {"group": 2, "dilations": [2], "auto_pad": "SAME_UPPER"}),
+    ("Conv", [(8, 2, 5)], {"group": 2, "strides": [2], "auto_pad": "SAME_UPPER"}),
+    ("Conv", [(8, 1, 4)], {"group": 4, "dilations": [2]}),
     ("ConvTranspose", [(4, 6, 4), (6,)], {"strides": [2], "pads": [1, 1], "output_padding": [1]}),
     ("ConvTranspose", [(4, 6, 3)], {"strides": [2], "output_shape": [22]}),
     ("MaxPool", [], {"kernel_shape": [3], "strides": [2], "pads": [1, 0], "ceil_mode": 1}),

@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
-from onnx_models import conv_bn, layer_weights, mixed_model, run
+from onnx_models import conv_bn, layer_weights, line_model, mixed_model, run
 
 from blockpunch import Session, compile
 from blockpunch.data import data_root

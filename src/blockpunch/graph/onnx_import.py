@@ -29,8 +29,6 @@ except ImportError as error:  # running a compiled network does not need onnx, r
 
 Shapes = Mapping[str, tuple[int, ...]]
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16)
-# The last opset in which axes are attributes: some exporters write them so under a newer number.
-_ATTRIBUTES = 12
 # Operators of shape arithmetic: when their input could not be imported they are not a second fault.
 _FOLDED = frozenset(("Range", "ConstantOfShape", "Equal", "Where", "Less", "Greater", "Not", "And", "Or", "Floor",
                      "Ceil", "NonZero", "Tile", "ScatterND", "GatherND", "ReduceProd", "ReduceMin", "ReduceMax", "Mod"))
@@ -212,17 +210,16 @@ class _Importer:
             return [inputs[0]]
         feeds = {name: tensor.array for name, tensor in zip(node.input, inputs, strict=True)
                  if isinstance(tensor, Const)}
-        results = None
-        for opset in (self.opset, _ATTRIBUTES):
-            try:
-                with np.errstate(all="ignore"):
-                    results = ReferenceEvaluator(node, opsets={"": opset}).run(None, feeds)
-                break
-            except Exception as error:  # whatever the evaluator cannot do
-                failure = error
-        if results is None:
-            raise Unsupported(f"constant folding failed: {type(failure).__name__}: {failure}") from failure
-        return [Const(np.asarray(result), name) for name, result in zip(node.output, results, strict=False)]
+        graph = onnx.helper.make_graph([node], "constant", *(
+            [onnx.ValueInfoProto(name=name) for name in names] for names in (feeds, filter(None, node.output))))
+        try:
+            with np.errstate(all="ignore"):
+                # a node alone would be taken for one of the newest opset
+                model = onnx.helper.make_model(graph, opset_imports=self.proto.opset_import)
+                results = dict(zip(filter(None, node.output), ReferenceEvaluator(model).run(None, feeds), strict=True))
+        except Exception as error:  # whatever the evaluator cannot do
+            raise Unsupported(f"constant folding failed: {type(error).__name__}: {error}") from error
+        return [Const(np.asarray(results[name]) if name else np.zeros(0), name) for name in node.output]
 
 
 def _plain(value: Any) -> Any:

@@ -71,6 +71,8 @@ def _unsqueeze(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
     axes = node.ints("axes", 1) or ()
     rank = len(old) + len(axes)
     new = {axis_of(axis, rank) for axis in axes}
+    if len(new) < len(axes):
+        raise ValueError(f"axes {axes} repeat")
     rest = iter(old)
     return [builder.emit("Reshape", [node.tensor(0)],
                          shape=tuple(1 if axis in new else next(rest) for axis in range(rank)))]

@@ -176,7 +176,8 @@ RULES: dict[str, Rule] = {
     "native_layer_norm": _layer_norm,
     **dict.fromkeys(("group_norm", "native_group_norm", "instance_norm"), _group_norm),
     "linear": _linear, "addmm": _addmm, "mm": _matmul, "matmul": _matmul,
-    "bmm": _matmul, "scaled_dot_product_attention": _attention, "batch_norm": _batch_norm, "_native_batch_norm_legit_no_training": _batch_norm,
+    "bmm": _matmul, "scaled_dot_product_attention": _attention,
+    "batch_norm": _batch_norm, "_native_batch_norm_legit_no_training": _batch_norm,
     "_native_batch_norm_legit_functional": _training,
     **dict.fromkeys((name for rank in (1, 2) for name in (
         f"max_pool{rank}d", f"max_pool{rank}d_with_indices", f"avg_pool{rank}d")), lines_too(_pool)),

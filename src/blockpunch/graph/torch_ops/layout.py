@@ -117,16 +117,16 @@ def _split(builder: GraphBuilder, node: TorchNode) -> list[Tensor]:
     return parts
 
 
-# By operator, or by the mode that ``pad`` names.
-_PAD_MODES = {"constant": "constant", "reflect": "reflect", "replicate": "edge",
-              **{f"{kind}_pad{rank}d": mode for rank in (1, 2)
-                 for kind, mode in (("reflection", "reflect"), ("replication", "edge"))}}
+# Modes of ``pad``, and operators that have one of them.
+_PAD_MODES = {"constant": "constant", "reflect": "reflect", "replicate": "edge"}
+_MIRRORED = {f"{kind}_pad{rank}d": mode for rank in (1, 2)
+             for kind, mode in (("reflection", "reflect"), ("replication", "edge"))}
 
 
 def _pad(builder: GraphBuilder, node: TorchNode) -> Tensor:
     """Torch lists (before, after) from the last axis backwards; negative numbers cut."""
     x, given = node.tensor(), node.ints("pad" if "pad" in node.args else "padding")
-    mode = _PAD_MODES.get(node.op) or _PAD_MODES.get(str(node.args.get("mode", "constant")))
+    mode = _MIRRORED.get(node.op) or _PAD_MODES.get(str(node.args.get("mode", "constant")))
     if mode is None:
         raise Unsupported(f"padding in mode '{node.args['mode']}'")
     rank = len(builder.shape(x))
@@ -170,6 +170,21 @@ def _index_select(builder: GraphBuilder, node: TorchNode) -> Tensor:
     x = node.tensor()
     axis = axis_of(int(node.args["dim"]), len(builder.shape(x)))
     return emit_gather(builder, x, axis, [int(index) for index in node.constant("index").array.ravel()])
+
+
+def _index(builder: GraphBuilder, node: TorchNode) -> Tensor:
+    """``x[:, :, rows[:, None], columns]``: positions of some axes, which do not depend on each other."""
+    x = node.tensor()
+    given = [(axis, index) for axis, index in enumerate(node.args["indices"]) if index is not None]
+    for place, (axis, index) in enumerate(given):
+        if not isinstance(index, Const) or index.array.dtype == bool:
+            raise Unsupported("an index that is computed at run time, or a mask")
+        if axis - place != given[0][0] or max(index.array.shape, default=1) != index.array.size or \
+                (len(given) > 1 and index.array.ndim != len(given) - place):
+            raise Unsupported("indices that depend on each other")
+        size = builder.shape(x)[axis]
+        x = emit_gather(builder, x, axis, [int(item) % size for item in index.array.ravel()])
+    return x
 
 
 def _upsample(builder: GraphBuilder, node: TorchNode) -> Tensor:
@@ -229,7 +244,8 @@ RULES: dict[str, Rule] = {
     "squeeze": _squeeze, "unsqueeze": _unsqueeze, "permute": _permute, "transpose": _permute, "t": _permute,
     "cat": _cat, "concat": _cat, "stack": _cat, "slice": _slice, "select": _select,
     **dict.fromkeys(("split", "split_with_sizes", "chunk", "unbind", "unsafe_split"), _split),
-    "pad": _pad, **dict.fromkeys(("constant_pad_nd", *_PAD_MODES), _pad), "index_select": _index_select,
+    "pad": _pad, **dict.fromkeys(("constant_pad_nd", *_MIRRORED), _pad), "index_select": _index_select,
+    "index": _index,
     **dict.fromkeys(("amax", "amin", "max", "min"), _extreme), "mean": _reduce, "sum": _reduce,
     **dict.fromkeys(("upsample_nearest1d", "upsample_linear1d", "_upsample_nearest_exact1d", "upsample_nearest2d",
                      "upsample_bilinear2d", "_upsample_nearest_exact2d"), lines_too(_upsample)),
