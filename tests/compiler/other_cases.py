@@ -211,7 +211,7 @@ def windows() -> Bundle:
                 b.output(b.node(op, value, axes=axes, keepdims=value != image))
         for axis in range(4):
             b.output(b.node("Softmax", value, axis=axis))
-    for shape in ((2, 1000), (7,), (3, 4, 5)):
+    for shape in ((2, 1000), (7,), (3, 4, 5), (2, 3, 600), (9, 70)):
         for axis in range(len(shape)):
             b.output(b.node("Softmax", b.value(*shape), axis=axis))
             for op in ("ReduceMean", "ReduceMax"):
@@ -243,13 +243,15 @@ def products() -> Bundle:
     """Products of two activations, and of a constant with one."""
     b = Bundle(18)
     for left, right in (((5, 7), (7, 3)), ((2, 5, 7), (2, 7, 3)), ((2, 3, 5, 7), (2, 3, 7, 4)), ((3, 5, 7), (7, 4)),
-                        ((5, 7), (4, 7, 3)), ((2, 1, 3, 4), (5, 4, 6)), ((1, 1), (1, 1)), ((1, 9), (9, 40))):
+                        ((5, 7), (4, 7, 3)), ((2, 1, 3, 4), (5, 4, 6)), ((1, 1), (1, 1)), ((1, 9), (9, 40)),
+                        ((13, 20), (20, 37)), ((2, 19, 33), (2, 33, 96)), ((2, 3, 17, 5), (3, 5, 24))):
         b.output(b.node("MatMul", b.value(*left), b.value(*right)), b.node("MatMul", b.input(*left), b.value(*right)))
     b.output(b.node("MatMul", b.constant(b.rng.normal(size=(4, 5))), b.value(5, 6)))
     x = b.conv(b.value(1, 3, 4, 5), b.weights(6, 3, 3, 3), pads=(1, 1, 1, 1))
     tokens = b.node("Transpose", b.node("Reshape", x, shape=(1, 6, 20)), perm=(0, 2, 1))
     keys = b.node("Transpose", tokens, perm=(0, 2, 1))
     b.output(b.node("MatMul", b.node("Softmax", b.node("MatMul", tokens, keys), axis=2), tokens))
+    b.output(b.node("MatMul", b.value(9, 8), b.value(8, 11), epilogue=(fused("Relu"),)))
     return b
 
 

@@ -6,7 +6,8 @@ from blockpunch.compiler.kernels.base import Context, Kernel, Step
 from blockpunch.compiler.kernels.conv import Conv
 from blockpunch.compiler.kernels.depthwise import Depthwise
 from blockpunch.compiler.kernels.dot import Dot
-from blockpunch.compiler.kernels.elementwise import Elementwise, MatMul, Move, Pad
+from blockpunch.compiler.kernels.elementwise import Elementwise, Move, Pad
+from blockpunch.compiler.kernels.matmul import MatMul
 from blockpunch.compiler.kernels.pool import Pool
 from blockpunch.compiler.kernels.reduce import Reduce, Softmax
 from blockpunch.compiler.kernels.repack import Repack

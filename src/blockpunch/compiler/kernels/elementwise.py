@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import prod
 from typing import ClassVar
 
 from blockpunch.compiler.expressions import BINARY, UNARY, apply, number
@@ -182,41 +181,3 @@ class Pad(Kernel):
                          for units, text in (fill, copy, *([margin] if margin else [])))
         return Step(StepInfo(node.name, self.kind, node.path), 1, f"(void)begin; (void)end;\n{body}",
                     tuple(ctx.view(n).root for n in node.inputs if n in ctx.layout.views), (y.root,))
-
-
-class MatMul(Kernel):
-    """Products of two activations; plain loops, batch by batch."""
-
-    kind = "matmul"
-
-    def accepts(self, node: Node, graph: Graph) -> bool:
-        """MatMul of operands with at least two dimensions."""
-        return node.op == "MatMul" and min(len(graph.shape(n)) for n in node.inputs[:2]) >= 2
-
-    def lower(self, node: Node, ctx: Context) -> Step:
-        """Rows of the result are independent; the inner loop runs along the result's last dimension."""
-        y = ctx.view(node.outputs[0])
-        batch, (m, n) = y.shape[:-2], y.shape[-2:]
-        a, b = (source(name, ctx, (*batch, *ctx.graph.shape(name)[-2:])) for name in core_inputs(node))
-        k = ctx.graph.shape(node.inputs[0])[-1]
-        lines = ["for (int unit = begin; unit < end; unit++) {", f"int rest = unit / {m};",
-                 f"const ptrdiff_t row = unit % {m};"]
-        terms = {"a": "", "b": "", "y": ""}
-        for d in range(len(batch) - 1, -1, -1):
-            lines.append(f"const ptrdiff_t i{d} = rest % {batch[d]}; rest /= {batch[d]};")
-            for key, strides in (("a", a.strides), ("b", b.strides), ("y", y.strides)):
-                terms[key] += f" + i{d} * {strides[d]}"
-        lines += ["(void)rest;", f"const float *p = {a.pointer}{terms['a']} + row * {a.strides[-2]};",
-                  f"const float *q = {b.pointer}{terms['b']};",
-                  f"float *o = {ctx.pointer(y)}{terms['y']} + row * {y.strides[-2]};",
-                  f"for (int j = 0; j < {n}; j++) o[j * {y.strides[-1]}] = 0;",
-                  f"for (int l = 0; l < {k}; l++) {{ const float f = p[l * {a.strides[-1]}];",
-                  f"for (int j = 0; j < {n}; j++) o[j * {y.strides[-1]}] += "
-                  f"f * q[l * {b.strides[-2]} + j * {b.strides[-1]}]; }}"]
-        for line in epilogue_code(node.epilogue, "s_", []):
-            lines.append(f"for (int j = 0; j < {n}; j++) {{ float x = o[j * {y.strides[-1]}]; {line} "
-                         f"o[j * {y.strides[-1]}] = x; }}")
-        macs = prod(y.shape) * k
-        step = finish(node, self.kind, ctx, [(prod(batch) * m, "\n".join([*lines, "}"]))])
-        info = StepInfo(node.name, self.kind, node.path, macs=macs, kept_macs=macs, reason="two activations")
-        return Step(info, step.units, step.body, step.reads, step.writes)

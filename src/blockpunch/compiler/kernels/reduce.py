@@ -75,18 +75,57 @@ class Softmax(Kernel):
         return node.op == "Softmax" and not node.epilogue
 
     def lower(self, node: Node, ctx: Context) -> Step:
-        """One line along the axis per unit, in three passes: largest, exponentials and their sum, scale."""
+        """One line along the axis per unit; or many lines side by side, where these follow each other in memory."""
         x, y = ctx.view(node.inputs[0]), ctx.view(node.outputs[0])
         axis = node.attrs["axis"]
-        n, a, b = x.shape[axis], x.strides[axis], y.strides[axis]
+        count, strides = x.shape[axis], (x.strides[axis], y.strides[axis])
         kept = [d for d in range(len(x.shape)) if d != axis]
+        beside = [d for d in kept if x.strides[d] == y.strides[d] == 1 and x.shape[d] >= ctx.target.vector_floats]
+        outer = [d for d in kept if d not in beside[:1]]
         lines = ["for (int unit = begin; unit < end; unit++) {", f"const float *p = {ctx.pointer(x)};",
-                 f"float *o = {ctx.pointer(y)};",
-                 *_outer_loop([x.shape[d] for d in kept], [(x.strides[d], y.strides[d]) for d in kept]),
-                 "float top = p[0], sum = 0;",
-                 f"for (ptrdiff_t j = 1; j < {n}; j++) top = s_max(top, p[j * {a}]);",
-                 f"for (ptrdiff_t j = 0; j < {n}; j++) {{ const float e = s_exp(p[j * {a}] - top); "
-                 f"o[j * {b}] = e; sum += e; }}",
-                 "const float scale = 1.0f / sum;",
-                 f"for (ptrdiff_t j = 0; j < {n}; j++) o[j * {b}] *= scale;", "}"]
-        return finish(node, self.kind, ctx, [(prod(x.shape[d] for d in kept), "\n".join(lines))])
+                 f"float *o = {ctx.pointer(y)};"]
+        loop = _outer_loop([x.shape[d] for d in outer], [(x.strides[d], y.strides[d]) for d in outer])
+        units = prod(x.shape[d] for d in outer)
+        if beside:
+            columns = x.shape[beside[0]]
+            blocks = -(-columns // _COLUMNS)
+            units *= blocks
+            lines += [f"const int first = unit % {blocks} * {_COLUMNS}, last = first + {_COLUMNS} < {columns} ? "
+                      f"first + {_COLUMNS} : {columns};", loop[0].replace("unit", f"unit / {blocks}"), *loop[1:],
+                      "int i = first;", "for (; i + VL <= last; i += VL) {",
+                      *_softmax_lines("v_", "vf", count, strides, "i"), "}", "for (; i < last; i++) {",
+                      *_softmax_lines("s_", "float", count, strides, "i"), "}", "}"]
+        elif strides == (1, 1):
+            lines += [*loop, *_softmax_row(count), "}"]
+        else:
+            lines += [*loop, *_softmax_lines("s_", "float", count, strides, "0"), "}"]
+        return finish(node, self.kind, ctx, [(units, "\n".join(lines))])
+
+
+_COLUMNS = 256
+"""Lines side by side that make a unit."""
+
+
+def _softmax_lines(prefix: str, ctype: str, count: int, strides: tuple[int, int], at: str) -> list[str]:
+    """Softmax of one line, or a vector of lines, in three passes: largest, exponentials and their sum, scale."""
+    load, store = ("v_load({})", "v_store({}, {});") if prefix == "v_" else ("*({})", "*({}) = {};")
+    source, target = f"p + {at} + j * {strides[0]}", f"o + {at} + j * {strides[1]}"
+    return [f"{ctype} top = {load.format(f'p + {at}')}, sum = {prefix}set(0.0f);",
+            f"for (ptrdiff_t j = 1; j < {count}; j++) top = {prefix}max(top, {load.format(source)});",
+            f"for (ptrdiff_t j = 0; j < {count}; j++) {{ const {ctype} e = {prefix}exp({load.format(source)} - top); "
+            f"{store.format(target, 'e')} sum += e; }}", f"const {ctype} scale = 1.0f / sum;",
+            f"for (ptrdiff_t j = 0; j < {count}; j++) {store.format(target, f'{load.format(target)} * scale')}"]
+
+
+def _softmax_row(count: int) -> list[str]:
+    """The same for one line that lies along vectors."""
+    return ["float top = p[0], sum = 0; vf tops = v_set(top), sums = v_set(0.0f); ptrdiff_t j = 0;",
+            f"for (; j + VL <= {count}; j += VL) tops = v_max(tops, v_load(p + j));",
+            f"for (; j < {count}; j++) top = s_max(top, p[j]);",
+            "for (int l = 0; l < VL; l++) top = s_max(top, tops[l]);",
+            f"for (j = 0; j + VL <= {count}; j += VL) {{ const vf e = v_exp(v_load(p + j) - top); v_store(o + j, e); "
+            "sums += e; }",
+            f"for (; j < {count}; j++) {{ o[j] = s_exp(p[j] - top); sum += o[j]; }}",
+            "for (int l = 0; l < VL; l++) sum += sums[l];", "const float scale = 1.0f / sum;",
+            f"for (j = 0; j + VL <= {count}; j += VL) v_store(o + j, v_load(o + j) * scale);",
+            f"for (; j < {count}; j++) o[j] *= scale;"]
