@@ -10,7 +10,7 @@ ACTIVATIONS = (
     fused("Tanh"), fused("Silu"), fused("HardSwish"), fused("HardSigmoid", alpha=0.2, beta=0.5),
     fused("LeakyRelu", alpha=0.1), fused("Elu", alpha=0.7), fused("Gelu", approximate="none"),
     fused("Gelu", approximate="tanh"), fused("Exp"), fused("Neg"), fused("Abs"), fused("Erf"), fused("Softplus"),
-    fused("Mish"), fused("Sin"), fused("Cos"),
+    fused("Mish"), fused("Sin"), fused("Cos"), fused("Affine", scale=-1.5, shift=0.25),
 )
 
 Pair = tuple[int, int]

@@ -105,8 +105,11 @@ def test_activations_are_recognised() -> None:
     assert optimized([*clip, op("Div", "c six", "y")]) == ["HardSigmoid"]
     assert optimized([*clip, op("Mul", "x c", "m"), op("Div", "m six", "y")]) == ["HardSwish"]
     assert optimized([*clip, op("Mul", "c sixth", "g"), op("Mul", "x g", "y")]) == ["HardSwish"]
+    shifted = [op("Mul", "x half", "w"), op("Add", "w one", "v"), op("Add", "v three", "a"), op("Clip", "a zero six", "c")]
+    assert optimized([*shifted, op("Mul", "v c", "m"), op("Div", "m six", "y")]) == ["Affine+HardSwish"]
+    assert optimized([*shifted, op("Div", "c six", "g"), op("Mul", "v g", "y")]) == ["Affine+HardSwish"]
     other = [op("Add", "x one", "a"), op("Clip", "a zero six", "c")]
-    assert optimized([*other, op("Mul", "x c", "m"), op("Div", "m six", "y")]) == ["Add+Clip", "Mul", "Mul"]
+    assert optimized([*other, op("Mul", "x c", "m"), op("Div", "m six", "y")]) == ["Affine+Clip", "Mul+Affine"]
     assert optimized([op("HardSigmoid", "x", "h", alpha=1 / 6), op("Mul", "x h", "y")]) == ["HardSwish"]
     assert optimized([op("HardSigmoid", "x", "h"), op("Mul", "x h", "y")]) == ["HardSigmoid", "Mul"]  # alpha is 0.2
     assert optimized([op("Softplus", "x", "s"), op("Tanh", "s", "t"), op("Mul", "x t", "y")]) == ["Mish"]
@@ -171,6 +174,16 @@ def test_lines_are_computed_as_images() -> None:
     assert [node.op for node in graph] == ["Reshape", "Conv", "PRelu", "Conv", "Concat", "MaxPool", "Exp", "Reshape"]
 
 
+def test_numbers_behind_an_activation_are_fused() -> None:
+    """As in layers with a learned scale and shift behind the activation."""
+    nodes = [conv("x", "a"), op("Relu", "a", "b"), op("Mul", "three b", "c"), op("Add", "c half", "d"),
+             op("Mul", "d half", "e"), op("Add", "e x", "y")]
+    numbers = {"three": np.full(1, 3, np.float32), "half": np.array(0.5, np.float32)}
+    assert optimized(nodes, **numbers) == ["Conv+Relu+Affine+Add"]
+    assert optimized([op("Add", "x half", "a"), op("Mul", "a x", "b"), op("Mul", "a half", "c"), op("Sub", "b c", "y")],
+                     **numbers) == ["Affine", "Mul", "Affine", "Sub"]
+
+
 def test_residuals() -> None:
     relu = op("Relu", "s", "y")
     assert optimized([conv("x", "a"), op("Add", "a x", "s"), relu]) == ["Conv+Add+Relu"]
@@ -200,7 +213,7 @@ def test_what_must_not_be_fused() -> None:
 
 def test_fused_convolution_moves_after_its_operand() -> None:
     nodes = [conv("x", "a"), op("Exp", "x", "e"), op("Tanh", "e", "t"), op("Add", "a t", "y")]
-    assert optimized(nodes) == ["Exp", "Tanh", "Conv+Add"]
+    assert optimized(nodes) == ["Exp+Tanh", "Conv+Add"]
 
 
 def test_elementwise_takes_activation() -> None:

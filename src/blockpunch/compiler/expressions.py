@@ -32,6 +32,7 @@ def _gelu(p: str, x: str, a: Attrs) -> str:
 
 
 UNARY: dict[str, Unary] = {
+    "Affine": lambda p, x, a: f"({x} * {number(a['scale'])} + {number(a['shift'])})",
     "Relu": lambda p, x, a: f"{p}max({x}, {p}set(0.0f))",
     "Clip": _clip,
     "Sigmoid": lambda p, x, a: f"{p}sigmoid({x})",

@@ -217,7 +217,7 @@ _FUNCTIONS: dict[str, Function] = {
     "Add": lambda attrs, a, b: a + b, "Sub": lambda attrs, a, b: a - b, "Mul": lambda attrs, a, b: a * b,
     "Div": lambda attrs, a, b: a / b, "Pow": lambda attrs, a, b: a ** b,
     "Min": lambda attrs, a, b: torch.minimum(a, b), "Max": lambda attrs, a, b: torch.maximum(a, b),
-    "Relu": lambda attrs, x: torch.relu(x),
+    "Affine": lambda attrs, x: x * attrs["scale"] + attrs["shift"], "Relu": lambda attrs, x: torch.relu(x),
     "Clip": lambda attrs, x: functional.hardtanh(x, attrs["min"], attrs["max"]),  # clamp's gradient takes ten times it
     "Sigmoid": lambda attrs, x: torch.sigmoid(x), "Tanh": lambda attrs, x: torch.tanh(x),
     "Silu": lambda attrs, x: functional.silu(x), "HardSwish": lambda attrs, x: functional.hardswish(x),

@@ -18,7 +18,7 @@ Attributes are plain ints, floats, strings and tuples; axes are never negative.
 | Reshape, Transpose, Softmax | x | shape; perm; axis |
 | Add Sub Mul Div Min Max Pow | a, b (numpy broadcasting) | |
 | PRelu | x, slope (constant) | |
-| unary operators | x | Clip: min, max; HardSigmoid: alpha, beta; LeakyRelu, Elu: alpha; Gelu: approximate |
+| unary operators | x | Affine: scale, shift; Clip: min, max; HardSigmoid: alpha, beta; Elu, LeakyRelu: alpha; ... |
 """
 
 from __future__ import annotations

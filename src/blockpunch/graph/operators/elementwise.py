@@ -37,6 +37,7 @@ def _elu(x: Array, alpha: float) -> Array:
 
 # Name -> (function of the array and the node's attributes, names of these attributes in the order of the function).
 _UNARY: dict[str, tuple[Callable[..., Array], tuple[str, ...]]] = {
+    "Affine": (lambda x, scale, shift: x * np.float32(scale) + np.float32(shift), ("scale", "shift")),
     "Relu": (lambda x: np.maximum(x, 0), ()),
     "Clip": (lambda x, low, high: np.clip(x, low, high), ("min", "max")),
     "Sigmoid": (_sigmoid, ()),

@@ -19,6 +19,7 @@ PASSES: tuple[tuple[str, Callable[[Graph], Graph]], ...] = (
     ("simplification", lambda graph: apply_rules(graph, simplify.RULES)),
     ("activation patterns", lambda graph: apply_rules(graph, (*activations.RULES, *simplify.RULES))),
     ("folding", lambda graph: apply_rules(graph, (*fold.RULES, *simplify.RULES))),
+    ("numbers", lambda graph: apply_rules(graph, (fold.name_affine,))),
     ("activation fusion", lambda graph: apply_rules(graph, (fuse.fuse_layer_activation,))),
     ("residual fusion", lambda graph: apply_rules(graph, (fuse.fuse_residual,))),
     ("activation fusion after residuals", lambda graph: apply_rules(graph, (fuse.fuse_activation,))),

@@ -17,12 +17,13 @@ def _source(editor: Editor, name: str, op: str, **attrs: float) -> str | None:
 
 
 def _affine(editor: Editor, name: str) -> tuple[str, float, float]:
-    """``name`` as ``source * scale + shift`` with constant numbers, through at most two operators."""
+    """``name`` as ``source * scale + shift`` with constant numbers, through at most two operators that nothing else
+    reads (the source is often read twice: it is what the activation gates)."""
     scale, shift = 1.0, 0.0
     for _ in range(2):
         node = editor.producers.get(name)
         number = editor.scalar(node.inputs[1]) if node is not None and node.op in ("Add", "Mul") else None
-        if node is None or number is None or node.epilogue:
+        if node is None or number is None or node.epilogue or editor.sole_reader(name) is None:
             break
         if editor.graph.shape(node.inputs[0]) != editor.graph.shape(name):
             break

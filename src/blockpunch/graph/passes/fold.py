@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from blockpunch.graph.ir import Array, Node
-from blockpunch.graph.passes.editor import Editor
+from blockpunch.graph.passes.editor import Editor, unary
 
 _NEVER_NEGATIVE = ("Relu", "Sigmoid", "HardSigmoid", "Abs", "Exp", "Softmax")
 
@@ -56,6 +56,24 @@ def fold_affine(editor: Editor, node: Node) -> bool:
     elif node.op == "Add":
         inputs.append(editor.add_constant(f"{layer.name}.bias", bias))
     editor.absorb(layer, node, replace(layer, inputs=tuple(inputs), outputs=node.outputs))
+    return True
+
+
+def name_affine(editor: Editor, node: Node) -> bool:
+    """Multiplications by numbers and additions of them that no layer took in become one Affine, which can stand in an
+    epilogue behind an activation."""
+    number = editor.scalar(node.inputs[1]) if node.op in ("Mul", "Add") else None
+    same = editor.graph.shape(node.inputs[0]) == editor.graph.shape(node.outputs[0])
+    if number is not None and same and not node.epilogue:
+        scale, shift = (number, 0.0) if node.op == "Mul" else (1.0, number)
+        editor.swap(node, unary(node, "Affine", node.inputs[0], scale=scale, shift=shift))
+        return True
+    first = editor.producers.get(node.inputs[0])
+    if node.op != "Affine" or node.epilogue or first is None or first.op != "Affine" or first.epilogue:
+        return False
+    scale, shift = node.attrs["scale"], node.attrs["shift"]
+    editor.swap(node, unary(node, "Affine", first.inputs[0], scale=scale * first.attrs["scale"],
+                            shift=scale * first.attrs["shift"] + shift))
     return True
 
 

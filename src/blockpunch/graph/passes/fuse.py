@@ -10,7 +10,8 @@ from blockpunch.graph.passes.editor import Editor
 from blockpunch.graph.verify import EPILOGUE_BINARY
 
 _LAYERS = ("Conv", "Linear")
-_ELEMENTWISE = ("Add", "Sub", "Mul", "Div", "Min", "Max")
+_ELEMENTWISE = ("Add", "Sub", "Mul", "Div", "Min", "Max",
+                *(name for name, operator in OPERATORS.items() if operator.unary))
 
 
 def fuse_layer_activation(editor: Editor, node: Node) -> bool:
@@ -19,7 +20,7 @@ def fuse_layer_activation(editor: Editor, node: Node) -> bool:
 
 
 def fuse_activation(editor: Editor, node: Node) -> bool:
-    """Append an activation to the epilogue of the Conv, Linear or arithmetic node before it (after the residuals:
+    """Append an activation to the epilogue of the Conv, Linear or elementwise node before it (after the residuals:
     an Add that holds an activation can no longer move into a convolution)."""
     return _fuse_activation(editor, node, (*_LAYERS, *_ELEMENTWISE))
 
