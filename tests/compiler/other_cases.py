@@ -164,6 +164,11 @@ def movement() -> Bundle:
     b.output(conv(again), b.node("Exp", b.node("Reshape", b.value(3, 4), shape=(12,))))
     for perm in ((0, 2, 3, 1), (0, 3, 1, 2), (1, 0, 2, 3), (3, 2, 1, 0), (0, 1, 3, 2), (0, 1, 2, 3)):
         b.output(b.node("Transpose", x, perm=perm), conv(b.node("Transpose", image, perm=perm)))
+    for pair, width in ((2, 37), (2, 3), (3, 11)):                                         # phases next to each other
+        phases = b.value(2, 3, pair, 2, 5, width)
+        b.output(b.node("Transpose", phases, perm=(0, 1, 4, 3, 5, 2)), b.node("Neg", b.node(
+            "Transpose", phases, perm=(0, 1, 3, 4, 5, 2))))
+    b.output(b.node("Add", b.value(4, 50, 2), b.node("Transpose", b.value(4, 2, 50), perm=(0, 2, 1))))
     b.output(b.node("Transpose", b.value(7, 9), perm=(1, 0)), b.node("Transpose", b.value(2, 3, 4), perm=(2, 0, 1)),
              b.node("Transpose", b.value(5), perm=(0,)), b.node("Transpose", b.value(1, 5, 1, 1), perm=(0, 2, 3, 1)))
     groups = b.node("Reshape", conv(b.value(1, 2, 6, 5)), shape=(1, 3, 1, 6, 5))        # channel shuffle

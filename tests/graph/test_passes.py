@@ -105,7 +105,8 @@ def test_activations_are_recognised() -> None:
     assert optimized([*clip, op("Div", "c six", "y")]) == ["HardSigmoid"]
     assert optimized([*clip, op("Mul", "x c", "m"), op("Div", "m six", "y")]) == ["HardSwish"]
     assert optimized([*clip, op("Mul", "c sixth", "g"), op("Mul", "x g", "y")]) == ["HardSwish"]
-    shifted = [op("Mul", "x half", "w"), op("Add", "w one", "v"), op("Add", "v three", "a"), op("Clip", "a zero six", "c")]
+    shifted = [op("Mul", "x half", "w"), op("Add", "w one", "v"), op("Add", "v three", "a"),
+               op("Clip", "a zero six", "c")]
     assert optimized([*shifted, op("Mul", "v c", "m"), op("Div", "m six", "y")]) == ["Affine+HardSwish"]
     assert optimized([*shifted, op("Div", "c six", "g"), op("Mul", "v g", "y")]) == ["Affine+HardSwish"]
     other = [op("Add", "x one", "a"), op("Clip", "a zero six", "c")]

@@ -84,6 +84,14 @@ def test_nobody_is_left_to_measure(sleepers, monkeypatch):
         bench(sleepers, ["quick", "blockpunch"], seconds=0.1)
 
 
+def test_small_outputs():
+    """Rounding of numbers that are all but zero is no disagreement; a wrong number is, however small."""
+    zeros, ones = np.zeros(3, np.float32), np.ones(3, np.float32)
+    assert relative_error([zeros + 1e-7], [zeros + 2e-7]) < 2e-4
+    assert relative_error([zeros + 3e-6], [zeros + 1e-6]) == pytest.approx(2, rel=1e-3)
+    assert relative_error([ones + 0.5], [ones]) == 0.5 and relative_error([zeros + 0.5], [zeros]) == 0.5
+
+
 def test_peers_may_run_another_file(small_onnx, tmp_path):
     other = write_network(tmp_path / "other.onnx", seed=9)
     result = bench(small_onnx, ["blockpunch", "onnxruntime", "openvino"], peer_model=other, seconds=0.1)

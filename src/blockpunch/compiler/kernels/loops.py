@@ -11,6 +11,9 @@ from blockpunch.compiler.layout import View
 _SPLIT = 4096
 """Elements per unit when a nest has one long loop only."""
 
+_SHORT = 8
+"""Below so many elements the innermost loop shares its unit with the one around it."""
+
 
 @dataclass(frozen=True)
 class Operand:
@@ -37,18 +40,34 @@ def loop_nest(shape: tuple[int, ...], out: Operand, sources: Sequence[Operand],
     dims, strides = _collapse(shape, [out.strides, *(s.strides for s in sources)])
     if len(dims) == 1 and dims[0] >= 2 * _SPLIT:
         return _long_loop(dims[0], [s[0] for s in strides], out, sources, statement)
-    inner = dims[-1]
+    own = 2 if len(dims) > 1 and dims[-1] < _SHORT else 1  # innermost loops that are one unit's
     names = ["o", *(f"p{i}" for i in range(len(sources)))]
     lines = ["for (int unit = begin; unit < end; unit++) {", "int rest = unit;"]
-    for d in range(len(dims) - 2, -1, -1):
+    for d in range(len(dims) - own - 1, -1, -1):
         lines.append(f"const ptrdiff_t i{d} = rest % {dims[d]}; rest /= {dims[d]};")
     for name, operand, stride in zip(names, (out, *sources), strides, strict=True):
-        terms = "".join(f" + i{d} * {stride[d]}" for d in range(len(dims) - 1) if stride[d])
+        terms = "".join(f" + i{d} * {stride[d]}" for d in range(len(dims) - own) if stride[d])
         const = "" if name == "o" else "const "
         lines.append(f"{const}float *restrict {name} = {operand.pointer}{terms};")
     lines.append("(void)rest;")
-    lines += _inner_loop("0", str(inner), [s[-1] for s in strides], statement)
-    return prod(dims[:-1]), "\n".join([*lines, "}"])
+    lines += (_inner_loop("0", str(dims[-1]), [s[-1] for s in strides], statement) if own == 1 else
+              _short_loop(dims[-2:], [s[-2:] for s in strides], statement))
+    return prod(dims[:-own]), "\n".join([*lines, "}"])
+
+
+def _short_loop(dims: list[int], strides: list[list[int]], statement: Statement) -> list[str]:
+    """The two innermost loops where the last is short: pairs that lie apart are interleaved as vectors."""
+    lines = ["ptrdiff_t i = 0;"]
+    if dims[1] == 2 and strides[0] == [2, 1] and all(s[0] == 1 for s in strides[1:]):
+        lines += [f"for (; i + VL <= {dims[0]}; i += VL) {{", "vf pair[2];"]
+        for j in (0, 1):
+            values = [f"v_load(p{n} + i + {j * s[1]})" for n, s in enumerate(strides[1:])]
+            lines += ["{", *statement("v_", values), f"pair[{j}] = x;", "}"]
+        lines += ["v_store(o + 2 * i, v_zip_low(pair[0], pair[1]));",
+                  "v_store(o + 2 * i + VL, v_zip_high(pair[0], pair[1]));", "}"]
+    values = [f"p{n}[i * {s[0]} + j * {s[1]}]" for n, s in enumerate(strides[1:])]
+    return [*lines, f"for (; i < {dims[0]}; i++) for (ptrdiff_t j = 0; j < {dims[1]}; j++) {{",
+            *statement("s_", values), f"o[i * {strides[0][0]} + j * {strides[0][1]}] = x;", "}"]
 
 
 def _long_loop(n: int, strides: list[int], out: Operand, sources: Sequence[Operand],
