@@ -104,6 +104,7 @@ POOLS: Functions = [
     lambda x: F.avg_pool2d(x, 5, 3, 2, ceil_mode=True, count_include_pad=False), lambda x: F.adaptive_avg_pool2d(x, 1),
     lambda x: F.avg_pool2d(x, (3, 5), 3, (1, 0), ceil_mode=True), lambda x: F.adaptive_avg_pool2d(x, (3, 2)),
     lambda x: F.adaptive_max_pool2d(x, (2, 4)), lambda x: F.adaptive_avg_pool2d(x, (1, 8)),
+    lambda x: F.adaptive_avg_pool2d(x, (4, 3)), lambda x: F.adaptive_avg_pool2d(x, (9, 5)),
 ]
 LINES: Functions = [
     lambda x: F.max_pool1d(x[:, 0], 3, 2, 1), lambda x: F.avg_pool1d(x[:, 0], 3, 2, 1, ceil_mode=True),

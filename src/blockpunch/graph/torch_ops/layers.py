@@ -14,6 +14,7 @@ from blockpunch.graph.emit import (
     emit_transposed_conv,
     transposed_size,
 )
+from blockpunch.graph.ir import Array
 from blockpunch.graph.torch_ops.node import Rule, TorchNode
 
 
@@ -157,13 +158,26 @@ def _pool(builder: GraphBuilder, node: TorchNode) -> Tensor:
                      ceil=bool(node.args["ceil_mode"]), count_include_pad=bool(node.args.get("count_include_pad")))
 
 
+def _shares(size: int, count: int) -> Array:
+    """[count, size]: what each of ``size`` pixels adds to the means of ``count`` windows, as torch lays them."""
+    shares = np.zeros((count, size), np.float32)
+    for index in range(count):
+        start, stop = index * size // count, -(-(index + 1) * size // count)
+        shares[index, start:stop] = 1 / (stop - start)
+    return shares
+
+
 def _adaptive_pool(builder: GraphBuilder, node: TorchNode) -> Tensor:
-    """A pool to a fixed size: the whole image, or windows of equal size where the image divides."""
+    """A pool to a fixed size: the whole image, windows of equal size where the image divides, else means as products
+    with the share of every pixel in every window."""
     x, out = node.tensor(), node.pair("output_size")
     height, width = _image(builder, x)[2:]
     average = "avg" in node.op
     if out == (1, 1) and average:
         return builder.emit("GlobalAveragePool", [x])
+    if average and (height % out[0] or width % out[1]):
+        rows, columns = (_shares(size, count) for size, count in zip((height, width), out, strict=True))
+        return builder.emit("MatMul", [builder.emit("MatMul", [Const(rows), x]), Const(columns.T)])
     if height % out[0] or width % out[1]:
         raise Unsupported(f"an adaptive pool of {height}x{width} to {out[0]}x{out[1]}, which does not divide")
     kernel = (height // out[0], width // out[1])
