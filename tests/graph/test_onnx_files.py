@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import random
+import re
 import sys
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.utils
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
@@ -180,6 +183,22 @@ def test_unsupported_operators_are_all_listed() -> None:
     assert all(name in text for name in ("Tan 'my_tangent'", "CumSum 'my_sum'", "Resize 'my_resize': ", "my_own"))
     nodes_named, supported = text.split("supported are")
     assert "4 nodes" in text and "Reshape" not in nodes_named and "Reshape" in supported
+
+
+def test_a_tail_that_is_not_supported_can_be_cut_off(tmp_path: Path) -> None:
+    """The error says how, and what it says works."""
+    model = small_model()
+    model.graph.node.append(helper.make_node("TopK", ["result", "k"], ["best", "where"]))
+    model.graph.initializer.append(numpy_helper.from_array(np.array([3]), "k"))
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("best", TensorProto.FLOAT, (1, 40, 6, 3)))
+    onnx.save(model, str(tmp_path / "whole.onnx"))
+    with pytest.raises(UnsupportedOperatorError) as caught:
+        load_graph(tmp_path / "whole.onnx")
+    call = re.search(r"onnx\.utils\.extract_model\((.*)\)", str(caught.value))
+    assert call is not None
+    source, _, inputs, outputs = ast.literal_eval(f"({call[1]})")
+    onnx.utils.extract_model(source, str(tmp_path / "cut.onnx"), inputs, outputs)
+    assert load_graph(tmp_path / "cut.onnx").outputs == ["result"]
 
 
 def _damage(model: onnx.ModelProto, draw: random.Random) -> None:

@@ -136,13 +136,14 @@ class GraphBuilder:
         return name
 
 
-def refusal(refused: Sequence[str], supported: Iterable[str], where: str) -> UnsupportedOperatorError:
-    """The error that names every node which could not be imported, and what could have been."""
+def refusal(refused: Sequence[str], supported: Iterable[str], where: str, cut: str = "") -> UnsupportedOperatorError:
+    """The error that names every node which could not be imported, and what could have been; ``cut`` is a way to do
+    without these nodes."""
     count = len(refused)
     known = textwrap.fill(", ".join(sorted(supported)), 110, initial_indent="    ", subsequent_indent="    ")
     return UnsupportedOperatorError(
         f"{count} node{'s' if count > 1 else ''} cannot be imported:\n    " + "\n    ".join(refused), where=where,
-        fix=f"replace these operators in the model, or simplify it before the export; supported are\n{known}")
+        fix=f"replace these operators in the model, or simplify it before the export{cut}; supported are\n{known}")
 
 
 def check_weights(graph: Graph) -> Graph:

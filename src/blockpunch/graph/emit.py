@@ -63,6 +63,8 @@ def as_line(builder: GraphBuilder, x: Tensor) -> str:
 
 def emit_range(builder: GraphBuilder, x: Tensor, axis: int, kept: range) -> str:
     """The positions ``kept`` of one axis."""
+    if not kept:
+        raise Unsupported("a slice that leaves nothing")
     return builder.emit("Slice", [x], starts=(kept.start,), stops=(kept.stop,), axes=(axis,), steps=(kept.step,))
 
 

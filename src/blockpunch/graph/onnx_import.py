@@ -28,6 +28,8 @@ except ImportError as error:  # running a compiled network does not need onnx, r
     raise MissingExtraError("onnx", "compile", "Reading an ONNX model") from error
 
 Shapes = Mapping[str, tuple[int, ...]]
+_FEW = 8
+"""Tensors at which a file is cut by hand."""
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16)
 # Operators of shape arithmetic: when their input could not be imported they are not a second fault.
 _FOLDED = frozenset(("Range", "ConstantOfShape", "Equal", "Where", "Less", "Greater", "Not", "And", "Or", "Floor",
@@ -94,6 +96,7 @@ class _Importer:
         self.tensors: dict[str, Tensor | None] = {"": None}
         self.broken: set[str] = set()  # outputs of nodes that could not be imported
         self.refused: list[str] = []
+        self.frontier: dict[str, None] = {}  # values that what could not be imported would read
         counts: dict[str, int] = {}
         for node in proto.graph.node:
             counts[node.name] = counts.get(node.name, 0) + 1
@@ -105,9 +108,19 @@ class _Importer:
         for node in self.proto.graph.node:
             self._node(node)
         if self.refused:
-            raise refusal(self.refused, RULES, self.where)
+            raise refusal(self.refused, RULES, self.where, self._cut())
         outputs = [(item.name, self._lookup(item.name)) for item in self.proto.graph.output]
         return self.builder.finish([(name, tensor) for name, tensor in outputs if tensor is not None])
+
+    def _cut(self) -> str:
+        """How to keep what comes before the nodes that could not be imported, where few tensors lead to them."""
+        inputs = self.builder.graph.inputs
+        ends = [name for name in self.frontier if name not in inputs]
+        ends += [item.name for item in self.proto.graph.output if item.name not in (*self.broken, *ends)]
+        if not 0 < len(ends) <= _FEW:
+            return ""
+        return f", or cut it there, if they stand at its end: onnx.utils.extract_model('{self.where}', 'cut.onnx', " \
+               f"{inputs}, {ends})"
 
     def _lookup(self, name: str) -> Tensor | None:
         if name not in self.tensors:
@@ -164,14 +177,14 @@ class _Importer:
         if any(name in self.broken for name in node.input):
             if node.op_type not in RULES and node.op_type not in _FOLDED:
                 self.refused.append(f"{node.op_type} '{label}'")
-            self.broken.update(node.output)
+            self._break(node)
             return
         start = len(self.builder.graph.nodes)
         try:
             results = self._translate(node)
         except Unsupported as reason:
             self.refused.append(f"{node.op_type} '{label}'" + (f": {reason}" if str(reason) else ""))
-            self.broken.update(node.output)
+            self._break(node)
             return
         except GraphError as error:
             raise ModelError(error.what, where=f"{self.where}, {error.where}",
@@ -186,6 +199,11 @@ class _Importer:
             if isinstance(tensor, str) and tensor in emitted and self.builder.rename(tensor, name, start):
                 tensor = name
             self.tensors[name] = tensor
+
+    def _break(self, node: onnx.NodeProto) -> None:
+        """Nothing that ``node`` writes is known."""
+        self.broken.update(node.output)
+        self.frontier.update((name, None) for name in node.input if isinstance(self.tensors.get(name), str))
 
     def _translate(self, node: onnx.NodeProto) -> list[Tensor]:
         inputs = [self._lookup(name) for name in node.input]

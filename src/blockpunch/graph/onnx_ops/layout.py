@@ -98,6 +98,8 @@ def _slice(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
     axes = tuple(axis_of(axis, len(shape)) for axis in axes)
     kept = [range(shape[axis])[start:stop:step]
             for axis, start, stop, step in zip(axes, starts, stops, steps, strict=True)]
+    if not all(kept):
+        raise Unsupported("a slice that leaves nothing")
     return [builder.emit("Slice", [x], starts=tuple(r.start for r in kept), stops=tuple(r.stop for r in kept),
                          axes=axes, steps=tuple(r.step for r in kept))]
 
