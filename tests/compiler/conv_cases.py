@@ -222,6 +222,8 @@ def linear() -> Bundle:
                         operands=[b.value(*size)]))
         b.output(b.node("Linear", b.value(*shape), b.weights(7, 6), b.constant(b.rng.normal(size=7)),
                         epilogue=(fused("Silu"), fused("Mul", 3)), operands=[b.input(*size)]))
+    # more rows than a second-level cache holds: they go through all row blocks in chunks
+    b.output(b.node("Linear", b.value(1501, 200), b.constant(b.rng.normal(size=(70, 200)))))
     for rows in (1, 2, 9, 20):  # several streams of weights, tiles of rows of two sizes; lists alike and unlike
         for filters in (1, 24, 97, 131):
             kept = b.rng.random((filters, 50)) < 0.3

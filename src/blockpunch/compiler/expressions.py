@@ -28,7 +28,7 @@ def _unit(p: str, x: str) -> str:
 def _gelu(p: str, x: str, a: Attrs) -> str:
     if a.get("approximate", "none") == "tanh":
         return f"(0.5f * {x} * (1.0f + {p}tanh(0.7978845608f * ({x} + 0.044715f * {x} * {x} * {x}))))"
-    return f"(0.5f * {x} * (1.0f + {p}erf({x} * 0.70710678f)))"
+    return f"{p}gelu({x})"
 
 
 UNARY: dict[str, Unary] = {

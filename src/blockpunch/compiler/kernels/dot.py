@@ -111,6 +111,18 @@ def _tiles(rows: int, height: int, target: Target) -> list[tuple[int, int]]:
     return [(size, larger)] + ([(size - 1, tiles - larger)] if tiles > larger else [])
 
 
+def _chunk(size: int, tiles: int, segment: Segment, in_row: int, out_row: int, target: Target) -> int:
+    """How many of the ``tiles`` of ``size`` rows go through all row blocks before the next ones follow.
+
+    All of them, and the inputs are read again for each row block; or as many as stay in the second-level cache with
+    their results, and the weights are read again for each chunk: whichever reads less from beyond that cache.
+    """
+    inputs, weights, cached = 4 * size * tiles * in_row, segment.panel.nbytes, target.l2_bytes // 2
+    few = min(max(cached // 2 // (4 * size * (in_row + out_row)), 1), tiles)
+    again = inputs * (segment.blocks - 1) if inputs > cached else 0
+    return few if (weights * (-(-tiles // few) - 1) if weights > cached else 0) < again else tiles
+
+
 def _cycles(counts: Ints, height: int, rows: int, target: Target) -> float:
     """Modelled cycles of row blocks: streamed bytes (a weight each, an index per column) against instructions."""
     total, column_bytes = float(np.sum(counts)), 4 * (height + 1)
@@ -129,6 +141,7 @@ def _segment(node: Node, segment: Segment, offsets: Ints, rows: int, x: View, y:
     """(units, statements, helpers) of each size of tiles of rows."""
     residuals, height, vl = [ctx.view(name) for name in operands(node)], segment.height, ctx.target.vector_floats
     place, filters = _place(offsets), ctx.graph.shape(core_inputs(node)[1])[0]
+    in_row = x.strides[0] if node.op == "Conv" else x.shape[-1]
     vector = height % vl == 0 and bool((np.diff(segment.filters.reshape(-1, height)) == 1).all())
     fields = {
         "w": ctx.table("float", segment.panel),
@@ -136,7 +149,7 @@ def _segment(node: Node, segment: Segment, offsets: Ints, rows: int, x: View, y:
         "column": ctx.table("void", offsets[segment.columns].astype(place)),
         "start": ctx.table("int32_t", segment.starts),
         "filter": ctx.table("int32_t", segment.filters),
-        "in_row": x.strides[0] if node.op == "Conv" else x.shape[-1], "out_row": filters,
+        "in_row": in_row, "out_row": filters,
     }
     count = range(len(residuals))
     shared: dict[str, Any] = {
@@ -153,7 +166,8 @@ def _segment(node: Node, segment: Segment, offsets: Ints, rows: int, x: View, y:
     for size, tiles in _tiles(rows, height, ctx.target):
         name = f"dot_{size}_rows{kind}"
         helper = render("dot_rows.c.j2", name=name, rows=size, **shared)
-        more = {**fields, "groups": tiles, "first_row": first}
+        more = {**fields, "groups": tiles, "first_row": first, "blocks": segment.blocks,
+                "chunk": _chunk(size, tiles, segment, in_row, filters, ctx.target)}
         found.append((segment.blocks * tiles, call(name, "dot_layer", more, [x, y, *residuals], ctx), {name: helper}))
         first += size * tiles
     return found
