@@ -22,7 +22,7 @@ from blockpunch.measure.engines import ENGINES
 def measure(model: str, seconds: float) -> dict[str, Any]:
     """Milliseconds by engine, our error against ONNX Runtime, and the peers that cannot run the file, or not right."""
     path, _, shape = model.partition("@")
-    peers = [name for name in ("onnxruntime", "openvino", "mnn", "ncnn") if ENGINES[name].version()]
+    peers = [name for name in ("onnxruntime", "openvino", "mnn") if ENGINES[name].version()]
     row: dict[str, Any] = {"model": model, "name": Path(path).stem}
     try:
         result = bench(Path(path), [OURS, *peers], shapes=parse_shapes([shape] if shape else None), seconds=seconds)
