@@ -175,6 +175,13 @@ def test_lines_are_computed_as_images() -> None:
     assert [node.op for node in graph] == ["Reshape", "Conv", "PRelu", "Conv", "Concat", "MaxPool", "Exp", "Reshape"]
 
 
+def test_a_line_broadcast_to_more_axes_stays_one() -> None:
+    weights = {"w": np.ones((4, 4, 3), np.float32), "many": np.ones((3, 1, 1, 1), np.float32)}
+    nodes = [op("Conv", "x w", "a"), op("Add", "a many", "y")]
+    _, graph = check_model(model_of(nodes, {"x": (2, 4, 9)}, ["y"], weights))
+    assert [node.op for node in graph] == ["Reshape", "Conv", "Reshape", "Add"]
+
+
 def test_numbers_behind_an_activation_are_fused() -> None:
     """As in layers with a learned scale and shift behind the activation."""
     nodes = [conv("x", "a"), op("Relu", "a", "b"), op("Mul", "three b", "c"), op("Add", "c half", "d"),

@@ -47,6 +47,10 @@ def emit_pool(builder: GraphBuilder, average: bool, x: Tensor, kernel: Pair, str
                         count_include_pad=count_include_pad and grown == pads and any(grown))
 
 
+_MOST_RUNS = 64
+"""Evenly spaced runs of positions that are joined; more would be a table's work."""
+
+
 def as_image(builder: GraphBuilder, x: Tensor) -> str:
     """A line [N, C, L] as the image of one row [N, C, 1, L]."""
     shape = builder.shape(x)
@@ -83,7 +87,7 @@ def emit_gather(builder: GraphBuilder, x: Tensor, axis: int, positions: Sequence
             run.append(position)
         else:
             runs.append([position])
-    if not runs or len(runs) > 64:
+    if not 0 < len(runs) <= _MOST_RUNS:
         raise Unsupported(f"a gather of {len(positions)} positions in {len(runs)} evenly spaced runs")
     steps = [run[1] - run[0] if len(run) > 1 else 1 for run in runs]
     parts = [emit_range(builder, x, axis, range(run[0], run[-1] + (1 if step > 0 else -1), step))

@@ -119,8 +119,9 @@ def _chunk(size: int, tiles: int, segment: Segment, in_row: int, out_row: int, t
     """
     inputs, weights, cached = 4 * size * tiles * in_row, segment.panel.nbytes, target.l2_bytes // 2
     few = min(max(cached // 2 // (4 * size * (in_row + out_row)), 1), tiles)
-    again = inputs * (segment.blocks - 1) if inputs > cached else 0
-    return few if (weights * (-(-tiles // few) - 1) if weights > cached else 0) < again else tiles
+    inputs_again = inputs * (segment.blocks - 1) if inputs > cached else 0
+    weights_again = weights * (-(-tiles // few) - 1) if weights > cached else 0
+    return few if weights_again < inputs_again else tiles
 
 
 def _cycles(counts: Ints, height: int, rows: int, target: Target) -> float:

@@ -9,10 +9,13 @@ from blockpunch.compiler.kernels.elementwise import finish
 from blockpunch.compiler.layout import View
 from blockpunch.graph.ir import Graph, Node
 
+_COLUMNS = 256
+"""Lines side by side that make a unit of a softmax."""
 
-def _outer_loop(dims: list[int], strides: list[tuple[int, int]]) -> list[str]:
+
+def _outer_loop(dims: list[int], strides: list[tuple[int, int]], unit: str = "unit") -> list[str]:
     """Decode ``unit`` into indices over ``dims`` and advance p (input) and o (output) by their strides."""
-    lines = ["int rest = unit;"]
+    lines = [f"int rest = {unit};"]
     for d in range(len(dims) - 1, -1, -1):
         a, b = strides[d]
         lines.append(f"{{ const ptrdiff_t i = rest % {dims[d]}; rest /= {dims[d]}; p += i * {a}; o += i * {b}; }}")
@@ -34,16 +37,15 @@ class Reduce(Kernel):
         axes = (2, 3) if node.op == "GlobalAveragePool" else tuple(node.attrs["axes"])
         out_strides = _strides_with_axes(x, y, axes)
         kept = [d for d in range(len(x.shape)) if d not in axes]
-        largest = node.op == "ReduceMax"
+        largest, last = node.op == "ReduceMax", axes[-1]
         take = "{0} = {1}max({0}, {2});" if largest else "{0} += {2};"
-        each = f"q[j * (ptrdiff_t){x.strides[axes[-1]]}]"
+        each = f"q[j * (ptrdiff_t){x.strides[last]}]"
         lines = ["for (int unit = begin; unit < end; unit++) {", f"const float *p = {ctx.pointer(x)};",
                  f"float *o = {ctx.pointer(y)};",
                  *_outer_loop([x.shape[d] for d in kept], [(x.strides[d], out_strides[d]) for d in kept]),
                  "float x = -__builtin_inff(); vf all = v_set(x);" if largest else "float x = 0; vf all = v_set(x);"]
         for d in axes[:-1]:
             lines.append(f"for (int i{d} = 0; i{d} < {x.shape[d]}; i{d}++) {{")
-        last = axes[-1]
         offset = "".join(f" + i{d} * (ptrdiff_t){x.strides[d]}" for d in axes[:-1])
         lines += [f"const float *q = p{offset};", "int j = 0;"]
         if x.strides[last] == 1:
@@ -84,26 +86,20 @@ class Softmax(Kernel):
         outer = [d for d in kept if d not in beside[:1]]
         lines = ["for (int unit = begin; unit < end; unit++) {", f"const float *p = {ctx.pointer(x)};",
                  f"float *o = {ctx.pointer(y)};"]
-        loop = _outer_loop([x.shape[d] for d in outer], [(x.strides[d], y.strides[d]) for d in outer])
-        units = prod(x.shape[d] for d in outer)
+        columns = x.shape[beside[0]] if beside else 1
+        blocks = -(-columns // _COLUMNS)
+        lines += _outer_loop([x.shape[d] for d in outer], [(x.strides[d], y.strides[d]) for d in outer],
+                             f"unit / {blocks}")
         if beside:
-            columns = x.shape[beside[0]]
-            blocks = -(-columns // _COLUMNS)
-            units *= blocks
             lines += [f"const int first = unit % {blocks} * {_COLUMNS}, last = first + {_COLUMNS} < {columns} ? "
-                      f"first + {_COLUMNS} : {columns};", loop[0].replace("unit", f"unit / {blocks}"), *loop[1:],
-                      "int i = first;", "for (; i + VL <= last; i += VL) {",
+                      f"first + {_COLUMNS} : {columns};", "int i = first;", "for (; i + VL <= last; i += VL) {",
                       *_softmax_lines("v_", "vf", count, strides, "i"), "}", "for (; i < last; i++) {",
                       *_softmax_lines("s_", "float", count, strides, "i"), "}", "}"]
         elif strides == (1, 1):
-            lines += [*loop, *_softmax_row(count), "}"]
+            lines += [*_softmax_row(count), "}"]
         else:
-            lines += [*loop, *_softmax_lines("s_", "float", count, strides, "0"), "}"]
-        return finish(node, self.kind, ctx, [(units, "\n".join(lines))])
-
-
-_COLUMNS = 256
-"""Lines side by side that make a unit."""
+            lines += [*_softmax_lines("s_", "float", count, strides, "0"), "}"]
+        return finish(node, self.kind, ctx, [(prod(x.shape[d] for d in outer) * blocks, "\n".join(lines))])
 
 
 def _softmax_lines(prefix: str, ctype: str, count: int, strides: tuple[int, int], at: str) -> list[str]:

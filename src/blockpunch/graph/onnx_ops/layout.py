@@ -155,17 +155,22 @@ def _pad(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
     return [builder.emit("Pad", [x], pads=tuple(pads), value=node.number("value", 2, 0.0)) if any(pads) else x]
 
 
+def _reduced(builder: GraphBuilder, node: OnnxNode) -> tuple[int, ...]:
+    """The axes that a reduction goes over: those given, or all, or none."""
+    rank, axes = len(builder.shape(node.tensor(0))), node.ints("axes", 1)
+    if axes:
+        return tuple(sorted(axis_of(axis, rank) for axis in axes))
+    return () if node.attrs.get("noop_with_empty_axes", 0) else tuple(range(rank))
+
+
 def _reduce(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
-    x = node.tensor(0)
-    rank = len(builder.shape(x))
-    axes = node.ints("axes", 1)
+    x, axes = node.tensor(0), _reduced(builder, node)
     squares = node.op in ("ReduceSumSquare", "ReduceL2")
     result = builder.emit("Mul", [x, x]) if squares else x
-    if not axes and node.attrs.get("noop_with_empty_axes", 0):
+    if not axes:
         return [builder.emit("Sqrt", [result]) if node.op == "ReduceL2" else result]
-    kept = tuple(sorted(axis_of(axis, rank) for axis in axes)) if axes else tuple(range(rank))
-    count = math.prod(builder.shape(x)[axis] for axis in kept)
-    result = builder.emit("ReduceMean", [result], axes=kept, keepdims=bool(node.attrs.get("keepdims", 1)))
+    count = math.prod(builder.shape(x)[axis] for axis in axes)
+    result = builder.emit("ReduceMean", [result], axes=axes, keepdims=bool(node.attrs.get("keepdims", 1)))
     if node.op != "ReduceMean":
         result = builder.emit("Mul", [result, Const(np.float32(count).reshape(1))])
     return [builder.emit("Sqrt", [result]) if node.op == "ReduceL2" else result]
@@ -173,13 +178,11 @@ def _reduce(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
 
 def _extreme(builder: GraphBuilder, node: OnnxNode) -> list[Tensor]:
     """ReduceMax, and ReduceMin as the negative maximum of negatives."""
-    x = node.tensor(0)
-    rank, axes = len(builder.shape(x)), node.ints("axes", 1)
-    if not axes and node.attrs.get("noop_with_empty_axes", 0):
+    x, axes = node.tensor(0), _reduced(builder, node)
+    if not axes:
         return [x]
-    kept = tuple(sorted(axis_of(axis, rank) for axis in axes)) if axes else tuple(range(rank))
     least = node.op == "ReduceMin"
-    result = builder.emit("ReduceMax", [builder.emit("Neg", [x]) if least else x], axes=kept,
+    result = builder.emit("ReduceMax", [builder.emit("Neg", [x]) if least else x], axes=axes,
                           keepdims=bool(node.attrs.get("keepdims", 1)))
     return [builder.emit("Neg", [result]) if least else result]
 

@@ -18,7 +18,8 @@ Attributes are plain ints, floats, strings and tuples; axes are never negative.
 | Reshape, Transpose, Softmax | x | shape; perm; axis |
 | Add Sub Mul Div Min Max Pow | a, b (numpy broadcasting) | |
 | PRelu | x, slope (constant) | |
-| unary operators | x | Affine: scale, shift; Clip: min, max; HardSigmoid: alpha, beta; Elu, LeakyRelu: alpha; ... |
+| Affine, Clip, HardSigmoid | x | scale, shift; min, max; alpha, beta |
+| LeakyRelu, Elu, Gelu, other unary operators | x | alpha; alpha; approximate; |
 """
 
 from __future__ import annotations

@@ -124,6 +124,9 @@ def sink_line(editor: Editor, node: Node) -> bool:
     binary = node.op in ("Add", "Sub", "Mul", "Div", "Min", "Max", "Pow", "PRelu")
     if node.epilogue or not (binary or node.op in ("BatchNorm", "Concat") or OPERATORS[node.op].unary):
         return False
+    shape = editor.graph.shape(node.outputs[0])
+    if len(shape) != 3:  # broadcast to more axes: no line
+        return False
     read = [name for name in node.inputs if name in editor.graph.values]
     images = {name: editor.producers[name].inputs[0] for name in read if _is_line(editor, name)}
     if not images or len(images) < len(set(node.inputs if node.op == "Concat" else read)):
@@ -135,7 +138,6 @@ def sink_line(editor: Editor, node: Node) -> bool:
     attrs = dict(node.attrs)
     if node.op == "Concat" and attrs["axis"] == 2:
         attrs["axis"] = 3
-    shape = editor.graph.shape(node.outputs[0])
     value = editor.add_value(f"{node.name}.image", (*shape[:2], 1, *shape[2:]))
     editor.swap(node, Node(node.name, node.op, tuple(images.get(name, name) for name in node.inputs), (value,), attrs,
                            node.path),

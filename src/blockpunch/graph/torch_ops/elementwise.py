@@ -17,8 +17,7 @@ _UNARY: dict[str, tuple[str, dict[str, Any]]] = {
     "hardtanh": ("Clip", {"min": "min_val", "max": "max_val"}), "tanh": ("Tanh", {}), "hardswish": ("HardSwish", {}),
     "hardsigmoid": ("HardSigmoid", {"alpha": 1 / 6, "beta": 0.5}), "mish": ("Mish", {}), "exp": ("Exp", {}),
     "leaky_relu": ("LeakyRelu", {"alpha": "negative_slope"}), "log": ("Log", {}), "sqrt": ("Sqrt", {}),
-    "neg": ("Neg", {}), "abs": ("Abs", {}), "erf": ("Erf", {}), "sin": ("Sin", {}),
-    "cos": ("Cos", {}),
+    "neg": ("Neg", {}), "abs": ("Abs", {}), "erf": ("Erf", {}), "sin": ("Sin", {}), "cos": ("Cos", {}),
 }
 _BINARY = {"add": "Add", "sub": "Sub", "mul": "Mul", "div": "Div", "minimum": "Min", "maximum": "Max", "pow": "Pow"}
 

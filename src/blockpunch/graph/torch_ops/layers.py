@@ -175,10 +175,11 @@ def _adaptive_pool(builder: GraphBuilder, node: TorchNode) -> Tensor:
     average = "avg" in node.op
     if out == (1, 1) and average:
         return builder.emit("GlobalAveragePool", [x])
-    if average and (height % out[0] or width % out[1]):
+    divides = not (height % out[0] or width % out[1])
+    if average and not divides:
         rows, columns = (_shares(size, count) for size, count in zip((height, width), out, strict=True))
         return builder.emit("MatMul", [builder.emit("MatMul", [Const(rows), x]), Const(columns.T)])
-    if height % out[0] or width % out[1]:
+    if not divides:
         raise Unsupported(f"an adaptive pool of {height}x{width} to {out[0]}x{out[1]}, which does not divide")
     kernel = (height // out[0], width // out[1])
     return emit_pool(builder, average, x, kernel, kernel, (0, 0, 0, 0))
