@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from harness import Bundle, check, fused
 
@@ -25,6 +26,19 @@ def test_a_convolution_in_the_shortcut_is_merged(taps: int) -> None:
     b = Bundle()
     b.output(residual(b, b.value(*SHAPE), b.node("Relu", b.value(*SHAPE)), taps))
     assert kinds(b).count("conv") == 1
+
+
+@pytest.mark.parametrize("same_blocks", [True, False])
+def test_a_sum_whose_halves_have_blocks_of_different_filters_stays(same_blocks: bool) -> None:
+    b, rng = Bundle(), np.random.default_rng(0)
+    blocks = np.repeat(rng.random((8, 32, 1, 1)) < 0.25, 4, axis=0)  # 4 filters each have one list of columns
+    others = np.repeat(rng.random((8, 32, 1, 1)) < 0.25, 4, axis=0)
+    if not same_blocks:
+        others = others[rng.permutation(32)]
+    x, y = b.value(1, 32, 9, 7), b.node("Relu", b.value(1, 32, 9, 7))
+    half, short = (b.weights(*mask.shape, keep=mask) for mask in (blocks, others))
+    b.output(b.conv(x, half, epilogue=[fused("Add", 3)], operands=[b.conv(y, short)]))
+    assert kinds(b).count("conv") == (1 if same_blocks else 2)
 
 
 def test_a_strided_shortcut_is_merged() -> None:

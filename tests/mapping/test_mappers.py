@@ -21,7 +21,7 @@ from blockpunch.schemes import Scheme
 from mapping_cases import by_work, fill
 
 UNSTRUCTURED, PATTERN = Scheme("unstructured"), Scheme("pattern")
-NARROW, BROAD = Scheme("block-punched", (4, 1)), Scheme("block-punched", (16, 4))
+NARROW, BROAD = Scheme("block-shuffled", (4, 1)), Scheme("block-shuffled", (16, 4))
 
 
 @pytest.fixture
@@ -91,14 +91,14 @@ def test_a_finer_scheme_that_is_no_slower_ousts_the_coarser(tmp_path: Path, netw
         return by_work(item, (BROAD, cell[1])) if cell[0].block else by_work(item, cell)
 
     cells = contenders(network, fill(LatencyTable(tmp_path / "flat.jsonl", network.target), network, flat))["second"]
-    assert {scheme for scheme, _ in cells if scheme.regularity == "block-punched"} == {NARROW}
+    assert {scheme for scheme, _ in cells if scheme.regularity == "block-shuffled"} == {NARROW}
 
 
 def test_rules_take_the_smallest_block_near_coarse_structured(network: Network, table: LatencyTable) -> None:
     mapped = map_rules(network, table, Goal(speedup=1.5), beta=0.3)
     entry = mapped.plan.layers["second"]
-    assert entry.scheme == Scheme("block-punched", (8, 1))  # takes 1.25 times as long, 4x1 takes 1.5 times
-    assert "too slow: block-punched:4x1" in entry.reason and mapped.speedup >= 1.5
+    assert entry.scheme == Scheme("block-shuffled", (8, 1))  # takes 1.25 times as long, 4x1 takes 1.5 times
+    assert "too slow: block-shuffled:4x1" in entry.reason and mapped.speedup >= 1.5
     assert mapped.plan.layers["first"].reason == "first convolution" and not mapped.plan.layers["last"].prunes
     tighter = map_rules(network, table, Goal(speedup=1.5), beta=0.15).plan.layers["second"]
     assert tighter.scheme == Scheme("block", (16, 16)) or tighter.scheme == BROAD

@@ -25,13 +25,13 @@ def table(tmp_path: Path, network: Network) -> Path:
 
 
 def test_map_by_both_methods(small_wide: Path, table: Path, tmp_path: Path) -> None:
-    errors = LayerErrors({"second": {("block-punched:8x1", 4.0): 0.2, ("filter", 2.0): 0.5}}, {"second": 1.0})
+    errors = LayerErrors({"second": {("block-shuffled:8x1", 4.0): 0.2, ("filter", 2.0): 0.5}}, {"second": 1.0})
     errors.save(tmp_path / "e.json")
     plan = tmp_path / "plan.json"
     done = run(app, ["map", str(small_wide), "--table", str(table), "--speedup", "1.5", "-o", str(plan),
                      "--errors", str(tmp_path / "e.json"), "--json", str(tmp_path / "out.json")])
     assert done.exit_code == 0, done.output
-    assert "block-punched:8x1" in done.output and "x predicted" in done.output and "frontier" in done.output
+    assert "block-shuffled:8x1" in done.output and "x predicted" in done.output and "frontier" in done.output
     assert json.loads((tmp_path / "out.json").read_text())["cost"] == pytest.approx(0.2)
     done = run(app, ["map", str(small_wide), "--table", str(table), "--method", "rules", "--speedup", "1.5",
                      "-o", str(plan)])

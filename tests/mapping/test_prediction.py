@@ -16,7 +16,7 @@ from blockpunch.schemes import Scheme
 from mapping_cases import fill
 
 module: Any = __import__("blockpunch.mapping.prediction", fromlist=["predict"])
-BLOCK = Scheme("block-punched", (4, 1))
+BLOCK = Scheme("block-shuffled", (4, 1))
 
 
 def item_of(network: Network, step: str) -> Item:

@@ -57,7 +57,7 @@ def test_an_interrupted_profile_goes_on_and_measures_nothing_twice(
     again = {rate for cell, rate in measured if measured.count((cell, rate)) > 1}  # while neighbours were measured
     assert max(again, default=1) <= 2
     regularities = {scheme.regularity for scheme, _ in table.cells(second.key)}
-    assert regularities == {"dense", "unstructured", "filter", "channel", "pattern", "block", "block-punched"}
+    assert regularities == {"dense", "unstructured", "filter", "channel", "pattern", "block", "block-shuffled"}
     assert profile(network, table) == 0
 
 
@@ -89,7 +89,7 @@ def test_predictions_between_rates_are_near(network: Network, tmp_path: Path, co
     table = LatencyTable(tmp_path / "t.jsonl", network.target)
     profile(network, table)
     second = network.items[1]
-    scheme = next(s for s, _ in table.cells(second.key) if str(s) == "block-punched:8x1")
+    scheme = next(s for s, _ in table.cells(second.key) if str(s) == "block-shuffled:8x1")
     measured = [rate for rate in RATES if (scheme, rate) in table.cells(second.key)]
     assert len(measured) < len(RATES)
     for rate in RATES:

@@ -79,6 +79,50 @@ def test_block_finds_planted_submatrices():
     assert np.array_equal(Scheme("block", (8, 16)).mask(weight, 4), planted)
 
 
+def partitions(filters, height):
+    """Every way to cut the filters into blocks."""
+    if not filters:
+        yield []
+        return
+    first, *rest = filters
+    for others in combinations(rest, height - 1):
+        for more in partitions([f for f in rest if f not in others], height):
+            yield [(first, *others), *more]
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("rate", [2, 4])
+def test_shuffled_blocks_keep_nearly_the_most_energy_of_all_choices(seed, rate):
+    weight = np.random.default_rng(seed).standard_normal((8, 12)) ** 3
+    kept = energy(weight, Scheme("block-shuffled", (2, 1)).mask(weight, rate))
+    best = max(np.sort(np.concatenate([(weight[list(block)] ** 2).sum(0) for block in blocks]))[-48 // rate:].sum()
+               for blocks in partitions(list(range(8)), 2))
+    neighbours = energy(weight, Scheme("block-punched", (2, 1)).mask(weight, rate))
+    assert 0.93 * best <= kept <= best * (1 + 1e-9)
+    assert kept >= neighbours
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_shuffled_blocks_find_planted_ones(groups):
+    shape, planted = (32 * groups, 16, 3, 3), []
+    for _ in range(groups):
+        lists = np.repeat(RNG.random((4, 8, 9)) < 0.3, 2, axis=1).repeat(8, axis=0)  # 8 filters x 2 channels
+        planted.append(lists[RNG.permutation(32)])
+    planted = np.concatenate(planted).reshape(shape)
+    weight = np.where(planted, RNG.uniform(1, 2, shape), 1e-3)
+    scheme = Scheme("block-shuffled", (8, 2))
+    mask = scheme.mask(weight, planted.size / planted.sum(), conv_groups=groups)
+    assert np.array_equal(mask, planted)
+    scheme.check(mask, conv_groups=groups)
+    order = scheme.filter_order(weight, 3, conv_groups=groups)
+    assert sorted(order) == list(range(32 * groups))
+    assert np.array_equal(mask, scheme.mask(weight, planted.size / planted.sum(), conv_groups=groups, order=order))
+    assert Scheme("block-punched", (8, 2)).filter_order(weight, 3) is None
+    mask[0, 0, 0, 0] ^= True
+    with pytest.raises(SchemeError, match="partly removed"):
+        scheme.check(mask, conv_groups=groups)
+
+
 def test_block_refuses_what_is_no_submatrix():
     mask = np.ones((4, 4), bool)
     mask[0, 0] = False

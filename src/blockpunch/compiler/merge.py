@@ -2,8 +2,9 @@
 
 A residual block with a convolution in its shortcut adds two maps of which neither is needed by itself. Over one buffer
 that holds the channels of both inputs, the sum is a single convolution: one map less is written and read back. Blocked
-compressed storage does not care that the two halves have different zeros. Runs on a legalised graph, where strided
-1x1 layers already read a repacked input with stride 1.
+compressed storage takes different zeros in the two halves, as long as the same filters have like ones in both: where
+each half has row blocks of its own, the sum would have none, and stays two convolutions. Runs on a legalised graph,
+where strided 1x1 layers already read a repacked input with stride 1.
 """
 
 from __future__ import annotations
@@ -13,8 +14,14 @@ from dataclasses import replace
 import numpy as np
 
 from blockpunch.compiler.layout import is_map
+from blockpunch.compiler.packing import row_orders, stored_columns
 from blockpunch.graph.ir import Array, FusedOp, Graph, Node, Value
 from blockpunch.graph.passes.shrink import REMOVED_MACS
+
+HEIGHT = 4
+"""Filters of the row blocks that are compared: as many as fill the registers of a tile on most targets."""
+MOST_PADDING = 1.1
+"""Times the stored weights of both that a sum may store."""
 
 
 def merge_sums(graph: Graph) -> Graph:
@@ -39,7 +46,20 @@ def _addend(node: Node, graph: Graph) -> Node | None:
     alike = (other.attrs.get("taps") == node.attrs.get("taps") and other.attrs["groups"] == node.attrs["groups"] == 1
              and all(phase == 0 for phase, _, _ in node.attrs["taps"]))
     once = len(graph.consumers()[name]) == 1 and node.inputs.count(name) == 1
-    return other if alike and once and _side_by_side(node.inputs[0], other.inputs[0], graph) else None
+    beside = alike and once and _side_by_side(node.inputs[0], other.inputs[0], graph)
+    return other if beside and _share_blocks(*(graph.constants[part.inputs[1]] for part in (node, other))) else None
+
+
+def _share_blocks(a: Array, b: Array) -> bool:
+    """Whether the weights of both pack about as well side by side as each by itself."""
+    alone = [weight.reshape(len(weight), -1) for weight in (a, b)]
+    return _stored(np.concatenate(alone, 1)) <= MOST_PADDING * sum(map(_stored, alone))
+
+
+def _stored(weights: Array) -> int:
+    """Weights that row blocks store, zeros that fill them included, filters as they come or grouped."""
+    return min(sum(height * int(columns.sum()) for height, columns in stored_columns(weights[order.rows] != 0, HEIGHT))
+               for order in row_orders(weights, [HEIGHT]))
 
 
 def _side_by_side(a: str, b: str, graph: Graph) -> bool:

@@ -13,8 +13,10 @@ from blockpunch.schemes.base import Block
 DENSE = Scheme("dense")
 BLOCKS: tuple[Block, ...] = ((4, 1), (8, 1), (8, 4), (16, 4))
 """Block sizes, filters x channels, of the regularity with blocks that is meant for a kind of layer."""
-MEANT_FOR = {"conv": "block-punched", "linear": "block"}
+MEANT_FOR = {"conv": "block-shuffled", "linear": "block"}
 """Kind of layer -> the regularity that is measured with several block sizes; others take their default block."""
+OUTDONE = {"block-punched"}
+"""Not measured: 'block-shuffled' takes the same time and loses less."""
 RATES = (1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 24.0)
 """Rates, up to that at which a single group of the scheme is left."""
 COARSE = (2.0, 6.0)
@@ -27,7 +29,7 @@ def schemes_for(layer: Layer) -> list[Scheme]:
     """Every scheme that has a form of its own on ``layer``, finest first within a regularity."""
     found = []
     for name, rule in REGULARITIES.items():
-        if not rule.prunes or not rule.supports(layer.kind, layer.shape):
+        if not rule.prunes or name in OUTDONE or not rule.supports(layer.kind, layer.shape):
             continue
         if rule.default_block is None:
             found.append(Scheme(name))
@@ -57,6 +59,8 @@ def _refines(fine: Scheme, coarse: Scheme, shape: tuple[int, ...]) -> bool:
     groups = fine.groupings(shape)
     if len(groups) != 1 or fine == coarse:
         return False
+    if coarse.rule.any_filters and not fine.rule.any_filters and np.isin(groups[0][:1], groups[0][1:]).any():
+        return False  # blocks of neighbours cannot follow blocks of any filters
     labels = groups[0].ravel()
     if int(labels.max()) + 1 == labels.size:
         return True

@@ -17,6 +17,7 @@ removal in stages with the exact saliency ``w_g^T (H^-1_gg)^-1 w_g`` is cheap an
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -124,6 +125,7 @@ class LayerPruner:
         self.moments, self.problem = moments, Quadratic.of(moments)
         self.shape, self.conv_groups, self.steps = shape, conv_groups, steps
         self._inverse: torch.Tensor | None = None
+        self._orders: dict[tuple[Scheme, int], npt.NDArray[np.int64] | None] = {}
 
     def prune(self, scheme: Scheme, rate: float) -> Solution:
         """The best weights found at ``rate`` (weights before / weights kept)."""
@@ -131,7 +133,7 @@ class LayerPruner:
         start, mask = self._chosen(scheme, rate)
         weight = refit(problem, mask, start)
         error = problem.error(weight)
-        plain = self._mask(scheme, rate, problem.dense / problem.scale)
+        plain = self._mask(scheme, rate, problem.dense / problem.scale, self._order(scheme, rate))
         if error > problem.error(problem.dense * plain):  # a search can fail; magnitude is the floor
             weight, mask = refit(problem, plain, problem.dense), plain
             error = problem.error(weight)
@@ -164,13 +166,22 @@ class LayerPruner:
             return self._greedy(scheme, rate, torch.from_numpy(labels[0].copy()).to(self.problem.gram.device))
         return self._search(scheme, rate)
 
-    def _mask(self, scheme: Scheme, rate: float, weight: torch.Tensor) -> torch.Tensor:
-        mask = scheme.mask(weight.reshape(self.shape).cpu().numpy(), rate, conv_groups=self.conv_groups)
+    def _order(self, scheme: Scheme, rate: float) -> npt.NDArray[np.int64] | None:
+        """The filters as blocks take them: found once for rates that are alike, since it costs more than a mask."""
+        near = max(1, round(math.log2(rate)))
+        if (scheme, near) not in self._orders:
+            weight = self.problem.dense.reshape(self.shape).cpu().numpy()
+            self._orders[scheme, near] = scheme.filter_order(weight, 2.0**near, conv_groups=self.conv_groups)
+        return self._orders[scheme, near]
+
+    def _mask(self, scheme: Scheme, rate: float, weight: torch.Tensor,
+              order: npt.NDArray[np.int64] | None = None) -> torch.Tensor:
+        mask = scheme.mask(weight.reshape(self.shape).cpu().numpy(), rate, conv_groups=self.conv_groups, order=order)
         return torch.from_numpy(mask.copy()).reshape(weight.shape).to(weight.device)
 
     def _search(self, scheme: Scheme, rate: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Weights and mask by alternating directions."""
-        problem = self.problem
+        problem, order = self.problem, self._order(scheme, rate)
         if self._inverse is None:
             eye = torch.eye(problem.gram.shape[1]).to(problem.gram)
             self._inverse = torch.cholesky_inverse(torch.linalg.cholesky(problem.gram + eye))
@@ -179,10 +190,10 @@ class LayerPruner:
             done = min(1.0, step / (RAMP * self.steps))
             kept = 1 - (1 - 1 / rate) * (1 - (1 - done) ** 3)
             moved = weight + dual
-            mask = self._mask(scheme, 1 / kept, moved)
+            mask = self._mask(scheme, 1 / kept, moved, order)
             dual = torch.where(mask, 0, moved)
             weight = (problem.target + torch.where(mask, moved, -moved)) @ self._inverse
-        return weight, self._mask(scheme, rate, weight + dual)
+        return weight, self._mask(scheme, rate, weight + dual, order)
 
     def _greedy(self, scheme: Scheme, rate: float, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Weights and mask by removing, in stages, the groups of least saliency; ``labels``: of each column."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
@@ -29,10 +29,13 @@ class Layout:
 
     ``channels`` are those that one filter reads (``C / conv_groups``), ``conv_groups`` the convolution's own groups:
     filters of different convolution groups read different channels, so no block of weights may straddle two of them.
+    ``order`` has the filters ``[filters]`` as blocks take them, convolution group after convolution group; None: as
+    they come.
     """
 
     shape: tuple[int, ...]
     conv_groups: int = 1
+    order: Labels | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if len(self.shape) < 2 or min(self.shape) < 1:
@@ -79,7 +82,12 @@ class Layout:
         per_group = self.filters // self.conv_groups
         blocks_per_group = -(-per_group // height)
         index = np.arange(self.filters, dtype=np.int64)
-        return index // per_group * blocks_per_group + index % per_group // height
+        blocks = index // per_group * blocks_per_group + index % per_group // height
+        if self.order is None:
+            return blocks
+        ordered = np.empty_like(blocks)
+        ordered[self.order] = blocks
+        return ordered
 
 
 class Regularity(ABC):
@@ -92,6 +100,8 @@ class Regularity(ABC):
     """Block size where the user gives none; ``None`` where the regularity has no blocks."""
     prunes: ClassVar[bool] = True
     """False for ``dense``, whose only rate is 1."""
+    any_filters: ClassVar[bool] = False
+    """Whether a block may take any filters of the layer; else it takes neighbours."""
 
     @abstractmethod
     def groupings(self, layout: Layout, block: Block) -> tuple[Labels, ...]:
@@ -106,6 +116,10 @@ class Regularity(ABC):
         ``weight`` has ``layout.view`` shape.
         """
         return self.groupings(layout, block)
+
+    def filter_order(self, weight: Floats, keep: int, layout: Layout, block: Block) -> Labels | None:
+        """The order of the filters that suits ``weight`` where ``keep`` weights stay; None: blocks take neighbours."""
+        return None
 
     def project(self, weight: Floats, keep: int, layout: Layout, block: Block) -> Mask:
         """The mask of ``layout.view`` shape that keeps about ``keep`` weights, the largest groups first.

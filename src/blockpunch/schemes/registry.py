@@ -5,6 +5,7 @@ from __future__ import annotations
 from blockpunch.schemes.base import Regularity
 from blockpunch.schemes.block import BlockBased
 from blockpunch.schemes.block_punched import BlockPunched
+from blockpunch.schemes.block_shuffled import BlockShuffled
 from blockpunch.schemes.channel import Channel
 from blockpunch.schemes.dense import Dense
 from blockpunch.schemes.filter import Filter
@@ -21,6 +22,7 @@ REGULARITIES: dict[str, Regularity] = {
         Pattern(),
         BlockBased(),
         BlockPunched(),
+        BlockShuffled(),
     )
 }
 """Name -> regularity, in the order that tables show them."""

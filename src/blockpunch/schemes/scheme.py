@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from blockpunch.errors import SchemeError
-from blockpunch.schemes.base import Block, Labels, Layout, Mask, Regularity
+from blockpunch.schemes.base import Block, Floats, Labels, Layout, Mask, Regularity
 from blockpunch.schemes.registry import REGULARITIES
 
 
@@ -86,26 +86,29 @@ class Scheme:
         view = np.asarray(weight, dtype=np.float64).reshape(layout.view)
         return tuple(labels.reshape(layout.shape) for labels in self.rule.penalty_groupings(view, layout, self._block))
 
-    def mask(self, weight: npt.NDArray[Any], rate: float, *, conv_groups: int = 1) -> Mask:
+    def filter_order(self, weight: npt.NDArray[Any], rate: float, *, conv_groups: int = 1) -> Labels | None:
+        """The filters ``[filters]`` as blocks take them at ``rate``, where the weight decides that; None elsewhere.
+
+        Give it to :meth:`mask` where many masks of nearly the same weight are wanted.
+        """
+        layout, view = _seen(weight, conv_groups)
+        return self.rule.filter_order(view, _kept(layout, rate), layout, self._block)
+
+    def mask(self, weight: npt.NDArray[Any], rate: float, *, conv_groups: int = 1,
+             order: Labels | None = None) -> Mask:
         """Which weights stay at compression ``rate`` (weights before / weights kept), of the weight's shape.
 
         Keeps ``round(n / rate)`` weights, or as near to that as whole groups come; never less than one group. The
-        largest groups by mean square stay.
+        largest groups by mean square stay. ``order`` is from :meth:`filter_order`; None: the weight decides.
 
         Raises:
             SchemeError: rate below 1 or not a number, rate other than 1 for ``dense``, weights not finite.
         """
         check_rate(self, rate)
-        layout = Layout(tuple(weight.shape), conv_groups)
-        if not np.isfinite(weight).all():
-            raise SchemeError("some weights are NaN or infinite", fix="repair the model; such weights cannot be ranked")
-        keep = max(1, math.floor(layout.size / rate + 0.5))
+        layout, view = _seen(weight, conv_groups, order)
+        keep = _kept(layout, rate)
         if keep >= layout.size:
             return np.ones(layout.shape, dtype=np.bool_)
-        view = np.asarray(weight, dtype=np.float64).reshape(layout.view)
-        largest = float(np.max(np.abs(view), initial=0.0))
-        if largest > 0:
-            view = view / largest  # so that no square of a tiny or huge weight leaves the float64 range
         return self.rule.project(view, keep, layout, self._block).reshape(layout.shape)
 
     def check(self, mask: npt.NDArray[Any], *, conv_groups: int = 1, where: str | None = None) -> None:
@@ -126,6 +129,25 @@ class Scheme:
     @property
     def _block(self) -> Block:
         return self.block or (1, 1)
+
+
+def _seen(weight: npt.NDArray[Any], conv_groups: int, order: Labels | None = None) -> tuple[Layout, Floats]:
+    """The layout, and the weight in its view, scaled so that no square of a tiny or huge weight leaves float64.
+
+    Raises:
+        SchemeError: weights not finite.
+    """
+    layout = Layout(tuple(weight.shape), conv_groups, order)
+    if not np.isfinite(weight).all():
+        raise SchemeError("some weights are NaN or infinite", fix="repair the model; such weights cannot be ranked")
+    view = np.asarray(weight, dtype=np.float64).reshape(layout.view)
+    largest = float(np.max(np.abs(view), initial=0.0))
+    return layout, view / largest if largest > 0 else view
+
+
+def _kept(layout: Layout, rate: float) -> int:
+    """Weights that stay at ``rate``."""
+    return max(1, math.floor(layout.size / rate + 0.5))
 
 
 def parse_block(text: str) -> Block:
