@@ -5,14 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from blockpunch.graph.builder import Const, GraphBuilder
+from blockpunch.graph.passes import optimize
 from blockpunch.mapping import LatencyTable, Network
 from blockpunch.mapping.grid import DENSE
 from blockpunch.mapping.network import Item
-from blockpunch.mapping.prediction import predict, work_of
+from blockpunch.mapping.prediction import kept_macs_of, predict, work_of
 from blockpunch.mapping.table import Timing, Work
 from blockpunch.schemes import Scheme
+from blockpunch.target import Target
 from mapping_cases import fill
 
 module: Any = __import__("blockpunch.mapping.prediction", fromlist=["predict"])
@@ -32,18 +36,41 @@ def test_a_smaller_neighbour_takes_its_cycles(network: Network, tmp_path: Path, 
     for item in network.items:  # two nanoseconds for each modelled cycle, whatever the cell
         for cell in ((DENSE, 1.0), (Scheme(scheme), rate)):
             program = network.compile(network.pruned({item.step: cell} if cell[1] > 1 else {}))
-            work = work_of(program, item.step)
+            work = work_of(program, item)
             seconds = 2e-9 * work.cycles if work else 1e-6
             table.add(network, {item.step: Timing(item.key, cell, seconds, work)}, rest=0.0, beside=[1.0])
     cells = {step: (Scheme(scheme), rate)}
     found, alone = predict(network, table, cells), table.predict(network, cells)
     program = network.compile(network.pruned(cells))
-    expected = work_of(program, neighbour)
+    expected = work_of(program, item_of(network, neighbour))
     if expected:
         assert found.items[neighbour] == pytest.approx(2e-9 * expected.cycles, rel=0.02)
     assert found.items[neighbour] < 0.9 * alone.items[neighbour]
     assert found.items[step] == pytest.approx(alone.items[step], rel=0.02)
     assert found.seconds == pytest.approx(sum(found.items.values()) + found.rest)
+
+
+def test_what_zeros_keep_apart_counts_as_one_choice() -> None:
+    rng, graph = np.random.default_rng(0), GraphBuilder("net")
+    image = graph.add_input("image", (1, 16, 9, 9))
+    weights = [Const(rng.standard_normal((32, c, 1, 1)).astype(np.float32)) for c in (16, 16, 32, 32)]
+    plain = {"stride": (1, 1), "pads": (0, 0, 0, 0), "dilation": (1, 1), "groups": 1}
+    both = []
+    for part, first, second in zip(("main", "shortcut"), weights[:2], weights[2:], strict=True):
+        graph.path = f"{part}.0"
+        x = graph.emit("Relu", [graph.emit("Conv", [image, first], **plain)])
+        graph.path = f"{part}.1"
+        both.append(graph.emit("Conv", [x, second], **plain))
+    network = Network(optimize(graph.finish([("y", graph.emit("Add", both))])), Target.host())
+    (item,) = (item for item in network.items if len(item.layers) == 2)
+    for scheme, steps in ((Scheme("block-punched", (4, 1)), 1), (BLOCK, 2)):
+        pruned = network.pruned({item.step: (scheme, 4.0)})
+        program = network.compile(pruned)
+        names = {layer.name for layer in item.layers}
+        assert sum(step.name in names for step in program.steps) == steps
+        assert item.total(kept_macs_of(program)) == pytest.approx(network.kept_macs(item, pruned))
+        work = work_of(program, item)
+        assert work and work.form.count(" and ") == steps - 1
 
 
 def test_layers_that_nothing_takes_from_are_as_in_the_table(network: Network, tmp_path: Path) -> None:
@@ -72,7 +99,7 @@ def test_where_another_form_takes_over(network: Network, tmp_path: Path, monkeyp
         if neighbour is not item:
             timing = Timing(neighbour.key, (DENSE, 1.0), table.dense(neighbour))
             other.add(network, {neighbour.step: timing}, rest=1e-6, beside=[1.0])
-    monkeypatch.setattr(module, "work_of", lambda program, step: Work(form, cycles) if step == item.step else None)
+    monkeypatch.setattr(module, "work_of", lambda program, of: Work(form, cycles) if of == item else None)
     read = LatencyTable(tmp_path / "other.jsonl", network.target)
     assert read.work(item.key, BLOCK, 6.0) == Work("rows", 100.0)
     assert predict(network, read, {item.step: (BLOCK, rate)}).items[item.step] == pytest.approx(expected)

@@ -105,7 +105,7 @@ def test_what_was_run_is_kept_beside_the_seconds(network: Network, tmp_path: Pat
     forms = set()
     for scheme, rate in table.cells(second.key):
         alone = network.compile(network.pruned({second.step: (scheme, rate)} if rate > 1 else {}))
-        work, wanted = table.work(second.key, scheme, rate), work_of(alone, second.step)
+        work, wanted = table.work(second.key, scheme, rate), work_of(alone, second)
         # the neighbours' zeros decide along with its own whether their maps have gaps
         assert work and wanted and work.form == wanted.form, (scheme, rate)
         assert work.cycles == pytest.approx(wanted.cycles, rel=0.1), (scheme, rate)

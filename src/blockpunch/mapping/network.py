@@ -1,7 +1,8 @@
 """A network as the mapper sees it: its *items*, the steps whose weights can be pruned, and the rest.
 
 An item is a layer, or several that the compiler merges into one step (:mod:`blockpunch.compiler.merge`: a convolution
-in a shortcut and the one that it is added to). What is merged is timed together, and gets one choice together.
+in a shortcut and the one that it is added to). What is merged in the dense network is timed together, and gets one
+choice together, also where zeros keep it apart.
 """
 
 from __future__ import annotations
@@ -52,6 +53,10 @@ class Item:
     def name(self) -> str:
         """Of its layers, for people."""
         return " + ".join(layer.name for layer in self.layers)
+
+    def total(self, of_steps: Mapping[str, float]) -> float:
+        """The sum over the steps that compute it: one, or one for each of its layers where zeros keep these apart."""
+        return sum(of_steps.get(layer.name, 0.0) for layer in self.layers)
 
     @property
     def weights(self) -> int:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections import Counter
 from collections.abc import Mapping
 
 from blockpunch.compiler import Program
@@ -27,17 +26,18 @@ _SMALLER = Scheme("channel")
 """What an unpruned layer that has become smaller is like."""
 
 
-def work_of(program: Program, step: str) -> Work | None:
-    """What a step was compiled to; None where nothing models its kernel."""
-    found = program.options.get(step)
-    return Work(found.chosen.form, found.cycles) if found else None
+def work_of(program: Program, item: Item) -> Work | None:
+    """What an item was compiled to; None where nothing models its kernel."""
+    found = [program.options[layer.name] for layer in item.layers if layer.name in program.options]
+    forms = " and ".join(options.chosen.form for options in found)
+    return Work(forms, sum(options.cycles for options in found)) if found else None
 
 
-def kept_macs_of(program: Program) -> Counter[str]:
+def kept_macs_of(program: Program) -> dict[str, float]:
     """Step -> multiply-accumulates that it computes."""
-    found: Counter[str] = Counter()
+    found: dict[str, float] = {}
     for step in program.steps:
-        found[step.name] += step.kept_macs
+        found[step.name] = found.get(step.name, 0.0) + step.kept_macs
     return found
 
 
@@ -58,8 +58,8 @@ def predict(network: Network, table: LatencyTable, cells: Mapping[str, Cell]) ->
     kept = kept_macs_of(program)
     seconds = {}
     for item in network.items:
-        left = kept[item.step] / network.kept_macs(item, pruned)
-        work = work_of(program, item.step)
+        left = item.total(kept) / network.kept_macs(item, pruned)
+        work = work_of(program, item)
         found = alone.items[item.step]
         if work is None or not left:  # nothing models it: its part of the time
             seconds[item.step] = found * min(1.0, left)

@@ -208,10 +208,10 @@ def _round(network: Network, table: LatencyTable, cells: Mapping[str, Cell], den
     for item in network.items:
         cell = cells[item.step]
         tries[item.key, cell] += 1
-        whole = macs[item.step] >= 0.99 * network.kept_macs(item, graph)
+        whole = item.total(macs) >= 0.99 * network.kept_macs(item, graph)
         if whole or (tries[item.key, cell] >= TRIES and cell not in table.cells(item.key)):
-            found[item.step] = Timing(item.key, cell, trial.get(item.step, 0.0), work_of(program, item.step))
-    steps = {item.step for item in network.items}
+            found[item.step] = Timing(item.key, cell, item.total(trial), work_of(program, item))
+    steps = {layer.name for item in network.items for layer in item.layers}
     rest = sum(seconds for name, seconds in trial.items() if name not in steps)
     table.add(network, found, rest, [beside[item.step] for item in network.items])
 

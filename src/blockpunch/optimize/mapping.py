@@ -160,8 +160,10 @@ class MappingStages:
             mapped = self._exact(self.photos, network, table)
         mapped.plan.model = self.source.name
         mapped.plan.save(self.work.file("plan.json"))
+        one_step = [item for item in network.items if len(item.layers) == 1  # else masks decide whether it is one
+                    or not mapped.plan.layers[item.layers[0].name].scheme.rule.any_filters]
         layers = {item.step: sum(mapped.plan.layers[layer.name].latency_ms or 0.0 for layer in item.layers)
-                  for item in network.items}
+                  for item in one_step}
         return asdict(MappingFacts(
             "rules" if self.photos is None else "exact", str(self.goal), 1e3 * mapped.dense, 1e3 * mapped.seconds,
             1e3 * mapped.rest, mapped.cost, [(1e3 * seconds, cost) for seconds, cost in mapped.frontier],
