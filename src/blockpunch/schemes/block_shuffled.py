@@ -16,6 +16,7 @@ from blockpunch.schemes.base import Block, Floats, Labels, Layout, Mask
 from blockpunch.schemes.block_punched import BlockPunched
 
 TURNS = 6
+"""Of filters and masks that follow each other, at most."""
 LEAST_GAIN = 3e-4
 """Turns end when the energy kept grows by less than this share."""
 POWER_STEPS = 12

@@ -90,7 +90,11 @@ class Scheme:
         """The filters ``[filters]`` as blocks take them at ``rate``, where the weight decides that; None elsewhere.
 
         Give it to :meth:`mask` where many masks of nearly the same weight are wanted.
+
+        Raises:
+            SchemeError: as :meth:`mask`.
         """
+        check_rate(self, rate)
         layout, view = _seen(weight, conv_groups)
         return self.rule.filter_order(view, _kept(layout, rate), layout, self._block)
 
