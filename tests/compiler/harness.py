@@ -29,7 +29,8 @@ GUARD = 64
 DRIVER = r"""
 #include "bp_model.h"
 /* cuts every parallel_for into `ranges` parts and runs the last one first: no part may lean on an earlier one */
-static void split(void *pool, void (*task)(void *, int, int, int), void *arg, int n) {
+static void split(void *pool, void (*task)(void *, int, int, int), void *arg, int n, int grain) {
+  (void)grain;
   int ranges = *(int *)pool;
   for (int r = ranges; r-- > 0;) {
     int begin = (int)((int64_t)n * r / ranges), end = (int)((int64_t)n * (r + 1) / ranges);

@@ -29,7 +29,8 @@ _ARGUMENTS = [getattr(arm, f"UC_ARM64_REG_X{i}") for i in range(8)]
 # Calls bp_model_run with a parallel_for that cuts the range into `ranges` parts and runs them one after the other.
 _DRIVER = r"""
 #include "bp_model.h"
-static void split(void *pool, void (*task)(void *, int, int, int), void *arg, int n) {
+static void split(void *pool, void (*task)(void *, int, int, int), void *arg, int n, int grain) {
+  (void)grain;
   int ranges = *(int *)pool;
   for (int r = ranges; r-- > 0;) {
     int begin = (int)((int64_t)n * r / ranges), end = (int)((int64_t)n * (r + 1) / ranges);

@@ -34,10 +34,10 @@ static void add(void *arg, int begin, int end, int thread) {
 }
 void bp_model_run(const void *weights, void *scratch, const float *const *in, float *const *out, const bp_env *env) {
   args first = {in[0], 0, scratch};
-  env->parallel_for(env->pool, twice, &first, N);
+  env->parallel_for(env->pool, twice, &first, N, 1);
   if (env->tick) env->tick(env->tick_arg, 0);
   args second = {scratch, weights, out[0]};
-  env->parallel_for(env->pool, add, &second, N);
+  env->parallel_for(env->pool, add, &second, N, 1);
   float sum = 0;
   for (int i = 0; i < N; i++) sum += in[0][i];
   out[1][0] = sum;

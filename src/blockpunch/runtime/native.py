@@ -15,7 +15,7 @@ from blockpunch.errors import ArtifactError
 
 Array = npt.NDArray[np.float32]
 
-ABI = 2
+ABI = 3
 _NO_MEMORY = 2
 
 

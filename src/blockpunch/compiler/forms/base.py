@@ -20,6 +20,7 @@ FMA_PER_CYCLE, FMA_LATENCY = 2.0, 4.0
 BROADCAST_CYCLES = 0.5
 TILE_CYCLES = 14.0
 """To enter and leave one register tile."""
+_SHARED_BYTES = 8.0  # in a cycle, of what several cores load, or one has just written for another
 _NOT_HIDDEN = 0.25  # of the cycles of multiply-adds or loads, whichever are fewer
 
 
@@ -102,6 +103,7 @@ class Emitted:
         stored: weights stored, zeros that fill blocks included.
         weight_bytes: bytes of weights and indices.
         thread_floats: memory that each thread needs for itself.
+        grain: units that share what the first of a range prepares, as in :class:`Step`.
     """
 
     parts: list[tuple[int, str]]
@@ -109,6 +111,7 @@ class Emitted:
     stored: int
     weight_bytes: int
     thread_floats: int = 0
+    grain: int = 1
 
 
 class Form(ABC):
@@ -132,6 +135,19 @@ class Form(ABC):
 def column_cycles(fmas: float, loads: float, latency: float) -> float:
     """Cycles of one column of a tile, by the cycles that its multiply-adds, its loads and their latency take alone."""
     return max(fmas, loads, latency) + _NOT_HIDDEN * min(fmas, loads)
+
+
+def counts_for(threads: int, counts: set[int], most: int) -> set[int]:
+    """Numbers of chunks, such that several threads have equally many of them, as far as there are ``most``."""
+    return {min(-(-count // threads) * threads, most) for count in counts}
+
+
+def shared_cycles(layer: Layer, chunks: int, weight_bytes: float, input_bytes: float) -> float:
+    """Cycles of all threads for what each loads besides its share.
+
+    Threads with chunks of the map of their own all load every weight, threads with filters of their own the whole input.
+    """
+    return (layer.threads - 1) * (weight_bytes if chunks > 1 else input_bytes) / _SHARED_BYTES
 
 
 def line_cycles(slab_bytes: float, target: Target) -> float:

@@ -24,7 +24,9 @@ from blockpunch.compiler.forms.base import (
     Layer,
     Schedule,
     column_cycles,
+    counts_for,
     line_cycles,
+    shared_cycles,
     stream_bytes,
 )
 from blockpunch.compiler.forms.blocked import PREFETCH, BlockedForm, column_shifts
@@ -38,6 +40,7 @@ STORE_CYCLES = 1.2
 """To store one vector of a result."""
 _LOADS_PER_FETCH = 8  # fewer, and fetching a line costs as much as it saves
 _SHIFT_CYCLES = 45.0  # from the columns of one shift to those of the next
+_BLOCKS_EACH = 4  # row blocks for each thread, at least, where threads share no pixels
 
 
 class Pixels(BlockedForm):
@@ -59,7 +62,7 @@ class Pixels(BlockedForm):
                         for height, counts in stored_columns(nonzero[order.rows], order.height)]
             vectors, _ = _whole_and_rest(layer, order.height)
             for tile in sorted({most, max(most - 1, 1), max(most * 2 // 3, 1)}, reverse=True):
-                for chunk in chunks_of(tile, vectors, layer.threads):
+                for chunk in chunks_of(tile, vectors, layer.threads, sum(blocks for _, blocks, _ in segments)):
                     choice = Choice(self.name, order.height, tile, chunk, order.grouped)
                     found.append(Schedule(choice, order.rows, _cycles(segments, tile, chunk, layer)))
         return found
@@ -138,11 +141,14 @@ def _tile_vectors(target: Target, height: int) -> int:
     return max((target.registers - 1) // (height + 1), 0)
 
 
-def chunks_of(tile: int, vectors: int, threads: int) -> list[int]:
-    """Chunks of one tile, of a few, of the whole plane; equal parts, so that no chunk is left with a stub."""
+def chunks_of(tile: int, vectors: int, threads: int, blocks: int) -> list[int]:
+    """Chunks of one tile, of a few, of the whole plane; equal parts, so that no chunk is left with a stub.
+
+    Several threads take either as many chunks each, or, where there are enough row ``blocks``, shares of those.
+    """
     counts = {-(-vectors // (tile * n)) for n in (1, 4, 16)} | {1}
     if threads > 1:
-        counts = {max(c, min(threads, vectors)) for c in counts}
+        counts = counts_for(threads, counts, vectors) | ({1} if blocks >= _BLOCKS_EACH * threads else set())
     return sorted({-(-vectors // c) for c in counts})
 
 
@@ -152,7 +158,9 @@ def _cycles(segments: list[tuple[int, int, float]], tile: int, chunk: int, layer
     lines = layer.channels * (chunk * target.vector_floats / 16 + 1)  # the slab, in cache lines of 64 bytes
     load = line_cycles(64 * lines, target) * max(target.vector_floats / 16, 0.5)
     weight_bytes = sum(columns * 4 * (height + 1) for height, _, columns in segments)
-    total = -(-layer.vectors // chunk) * weight_bytes / stream_bytes(weight_bytes + 64 * lines, target)
+    chunks = -(-layer.vectors // chunk)
+    total = chunks * weight_bytes / stream_bytes(weight_bytes + 64 * lines, target)
+    total += shared_cycles(layer, chunks, weight_bytes, 64 * lines)
     shift_cycles = _SHIFT_CYCLES * max(len(layer.shifts) - 1, 0)
     for height, blocks, columns in segments:
         vectors, rest = _whole_and_rest(layer, height)

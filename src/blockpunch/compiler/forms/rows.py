@@ -168,7 +168,7 @@ def _shifted(layer: Layer) -> bool:
 
 def _load_cycles(layer: Layer, slab_bytes: float) -> float:
     """Cycles to load one input vector, by how much of the slice stays in the first-level cache."""
-    near, more = (1.08, 0.25) if _shifted(layer) else (0.8, 0.4)
+    near, more = (1.08, 0.25) if _shifted(layer) else (0.8, 0.5)
     return near + more * max(1 - 0.7 * layer.target.l1_bytes / slab_bytes, 0.0)
 
 

@@ -32,6 +32,8 @@ from blockpunch.compiler.forms.base import (
     Form,
     Layer,
     Schedule,
+    counts_for,
+    shared_cycles,
     stream_bytes,
 )
 from blockpunch.compiler.forms.minimal_filtering import input_line, output_line, unit, weight_matrix
@@ -56,6 +58,7 @@ _INPUT_CYCLES = {  # n -> of a tile and a vector of channels, by where the map i
 _OUTPUT_CYCLES = {  # m, n -> the same of a vector of filters
     (2, 4): (130.0, 200.0), (2, 5): (150.0, 225.0), (2, 6): (170.0, 250.0), (2, 7): (195.0, 280.0),
     (2, 8): (220.0, 310.0), (4, 6): (185.0, 290.0), (4, 7): (240.0, 350.0), (4, 8): (290.0, 400.0)}
+_RESULT_SHARE = 0.375  # of the second-level cache, that products may take beside all that passes through it
 _CHANNELS = {8: 128}  # n -> most input channels, so that rounding errors stay about those of 3x3 with 512
 _MEMORY_RATE, _OWN_RATE, _RESULT_RATE = 9.5, 12.0, 48.0  # bytes per cycle
 
@@ -116,7 +119,7 @@ class Winograd(Form):
         units = len(panel) * -(-len(tiles) // choice.chunk)
         floats = n * n * (fields["v_step"] + fields["m_step"])
         return Emitted([(units, call(name, "winograd_layer", fields, views, ctx))], helpers, panel.size, panel.nbytes,
-                       floats)
+                       floats, grain=len(panel))
 
 
 def corner(layer: Layer) -> tuple[int, int]:
@@ -172,10 +175,13 @@ def _groups(tiles: int, most: int) -> list[int]:
 
 
 def _chunks(layer: Layer, n: int, parts: int, tiles: int) -> list[int]:
-    """Chunks whose transformed values take half of the second-level cache, it all, and twice it; all tiles; equal."""
+    """Chunks whose transformed values take a quarter of the second-level cache to twice it; all tiles; equal.
+
+    All tiles at once leave the filters for threads to share: each transforms all inputs.
+    """
     tile_bytes = 4 * n * n * (layer.channels + parts * layer.target.vector_floats)
-    counts = {1} | {min(-(-tiles * tile_bytes // (layer.target.l2_bytes * share // 2)), tiles) for share in (1, 2, 4)}
-    return sorted({-(-tiles // count) for count in counts})
+    counts = {min(-(-tiles * tile_bytes // (layer.target.l2_bytes * share // 4)), tiles) for share in (1, 2, 4, 8)}
+    return sorted({-(-tiles // count) for count in counts_for(layer.threads, counts, tiles) | {1}})
 
 
 def _steps(layer: Layer, parts: int, chunk: int) -> tuple[int, int]:
@@ -235,13 +241,15 @@ def _cycles(layer: Layer, m: int, n: int, parts: int, chunk: int, tiles: int) ->
             products += times * positions * blocks * (channels * per_channel + TILE_CYCLES + parts * size)
     inputs, results = layer.channels * layer.vectors, len(layer.weights) * layer.vectors
     total = max(1.08 * products, stream) + 0.15 * min(products, stream)
-    for size, (near, far), count in ((inputs, _INPUT_CYCLES[n], vectors),
+    total += shared_cycles(layer, chunks, weight_bytes, 4.0 * channels * layer.vectors * target.vector_floats)
+    times = min(layer.threads, blocks) if chunks == 1 else 1  # that an input is transformed
+    for size, (near, far), count in ((inputs, _INPUT_CYCLES[n], vectors * times),
                                      (results, _OUTPUT_CYCLES[m, n], blocks * parts)):
         total += tiles * count * (near if 4 * size * target.vector_floats <= 2 * target.l2_bytes else far)
     own_bytes = 4.0 * positions * chunk * channels
     if own_bytes > 4 * target.l2_bytes:  # every part of the filters fetches the transformed inputs from afar
         total += chunks * own_bytes * (blocks + 1) / _OWN_RATE
-    if 4.0 * positions * chunk * height > 0.75 * target.l2_bytes:  # its results leave the cache and come back
+    if 4.0 * positions * chunk * height > _RESULT_SHARE * target.l2_bytes:  # they leave the cache and come back
         total += 2 * 4.0 * positions * tiles * blocks * height / _RESULT_RATE
     return total
 

@@ -32,6 +32,7 @@ class Step:
         reads, writes: buffers touched.
         helpers: static C functions that the body calls, by name; equal names are the same text.
         thread_floats: memory that each thread needs for itself; ``THREAD_SCRATCH`` is its address.
+        grain: so many units, from a multiple of it on, share what the first of a range prepares for all of it.
     """
 
     info: StepInfo
@@ -41,6 +42,7 @@ class Step:
     writes: tuple[str, ...]
     helpers: dict[str, str] = field(default_factory=dict)
     thread_floats: int = 0
+    grain: int = 1
 
 
 @dataclass(frozen=True)

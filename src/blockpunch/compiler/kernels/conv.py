@@ -50,7 +50,7 @@ class Conv(Kernel):
         units, body = together(emitted.parts)
         return Step(info=_info(layer, chosen, emitted, ctx), units=units, body=body, helpers=emitted.helpers,
                     reads=tuple(ctx.view(n).root for n in (node.inputs[0], *operands(node))), writes=(layer.y.root,),
-                    thread_floats=emitted.thread_floats)
+                    thread_floats=emitted.thread_floats, grain=emitted.grain)
 
 
 def layer_of(node: Node, graph: Graph, layout: Layout, target: Target, threads: int) -> Layer:

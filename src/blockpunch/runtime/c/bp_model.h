@@ -10,7 +10,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define BP_MODEL_ABI 2
+#define BP_MODEL_ABI 3
 
 #if defined(_WIN32)
 #define BP_EXPORT __declspec(dllexport)
@@ -25,8 +25,9 @@ extern "C" {
 /* How a model reaches the outside; everything may run on one thread. */
 typedef struct bp_env {
   /* Splits 0..n into contiguous ranges, calls task(arg, begin, end, thread) for each, returns when all are done.
-   * `thread` is below bp_model.max_threads and no two ranges that run at the same time share it. */
-  void (*parallel_for)(void *pool, void (*task)(void *arg, int begin, int end, int thread), void *arg, int n);
+   * `thread` is below bp_model.max_threads and no two ranges that run at the same time share it. Any split gives the same
+   * result; ranges of `grain` units, from a multiple of it on, share what one of them prepares. */
+  void (*parallel_for)(void *pool, void (*task)(void *arg, int begin, int end, int thread), void *arg, int n, int grain);
   void *pool;                               /* given back to parallel_for */
   void (*tick)(void *tick_arg, int step);   /* NULL, or called after each step, once for each image (profile) */
   void *tick_arg;

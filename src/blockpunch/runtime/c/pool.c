@@ -1,10 +1,11 @@
-/* The thread pool. A job is one number, `epoch`, that the caller counts up; idle workers watch it, first spinning (the
- * next layer is microseconds away), then asleep on a condition (between runs).
+/* The thread pool. A job is told by one number, `epoch`, that the caller counts up; idle workers watch it, first spinning
+ * (the next layer is microseconds away), then asleep on a condition (between runs).
  *
- * Range r belongs to thread r, but any thread may run it: whoever first moves claim[r] from epoch-1 to epoch. Workers try
- * their own range only. The caller, done with range 0, takes every range that no worker has begun: a worker that is late
- * (asleep, or without a core because there are more threads than cores) delays nobody. A claim carries its epoch, so a
- * worker that wakes up for a job that is over finds nothing to take.
+ * Every thread has a range of the job, and takes it piece by piece, half of what is left each time; one that is done
+ * takes pieces of the others' ranges. So cores of unequal speed, cores that something else uses, and workers that are late
+ * (asleep, or without a core because there are more threads than cores) finish together. What is left of a range is one
+ * word, [begin, end), that pieces are cut from by compare-and-swap: whoever succeeds holds work of the job at hand, which
+ * cannot be over before the piece is, so a worker that wakes up late needs no other proof of which job it serves.
  */
 #define _GNU_SOURCE
 #include "pool.h"
@@ -22,7 +23,7 @@
 #define CACHE_LINE 64
 
 typedef struct {
-  _Alignas(CACHE_LINE) atomic_uint claim; /* the last epoch whose range was taken */
+  _Alignas(CACHE_LINE) atomic_uint_least64_t left; /* of the thread's range: begin << 32 | end */
   bp_pool *pool;
   pthread_t thread;
   int index;
@@ -31,12 +32,12 @@ typedef struct {
 struct bp_pool {
   _Alignas(CACHE_LINE) atomic_uint epoch;
   atomic_int stop;
-  bp_task task; /* the job: written before epoch moves, read only by holders of a claim */
+  bp_task task; /* the job: written before its ranges are, read only by holders of a piece */
   void *arg;
-  int n;
+  atomic_int grain; /* a late worker may read it while the next job is written */
   int threads;
   double spin_seconds;
-  _Alignas(CACHE_LINE) atomic_int pending;  /* ranges not done */
+  _Alignas(CACHE_LINE) atomic_int pending;  /* units not done */
   _Alignas(CACHE_LINE) atomic_int sleepers; /* workers asleep, or about to be */
   atomic_int caller_sleeps;
   pthread_mutex_t lock;
@@ -58,17 +59,35 @@ static void relax(void) {
 #endif
 }
 
-/* Runs range `index` of job `epoch` unless someone has taken it. */
-static void try_range(bp_pool *pool, unsigned epoch, int index) {
-  atomic_uint *claim = &pool->slots[index].claim;
-  unsigned expected = epoch - 1;
-  if (atomic_load_explicit(claim, memory_order_relaxed) != expected ||
-      !atomic_compare_exchange_strong(claim, &expected, epoch))
-    return;
-  int begin = (int)((int64_t)pool->n * index / pool->threads);
-  int end = (int)((int64_t)pool->n * (index + 1) / pool->threads);
-  if (begin < end) pool->task(pool->arg, begin, end, index);
-  if (atomic_fetch_sub(&pool->pending, 1) == 1 && atomic_load(&pool->caller_sleeps)) {
+static uint64_t range_of(int begin, int end) { return (uint64_t)(uint32_t)begin << 32 | (uint32_t)end; }
+
+/* Where the next piece of a range ends: half of it, at least a grain, to a whole grain where that leaves something. */
+static int cut(int begin, int end, int grain) {
+  int half = (end - begin + 1) / 2, stop = begin + (half > grain ? half : grain);
+  if (stop >= end) return end;
+  return stop / grain * grain > begin ? stop / grain * grain : stop;
+}
+
+/* Does what is left of thread `owner`'s range, shared with whoever else takes pieces of it; gives how many units that was. */
+static int run_range(bp_pool *pool, int owner, int thread) {
+  atomic_uint_least64_t *left = &pool->slots[owner].left;
+  uint64_t seen = atomic_load_explicit(left, memory_order_acquire);
+  for (int done = 0;;) {
+    int begin = (int)(seen >> 32), end = (int)(uint32_t)seen;
+    if (begin >= end) return done;
+    int stop = cut(begin, end, atomic_load_explicit(&pool->grain, memory_order_relaxed));
+    if (!atomic_compare_exchange_strong(left, &seen, range_of(stop, end))) continue;
+    pool->task(pool->arg, begin, stop, thread);
+    done += stop - begin;
+    seen = atomic_load_explicit(left, memory_order_acquire);
+  }
+}
+
+/* The thread's own range, then the others'. */
+static void work(bp_pool *pool, int thread) {
+  int done = 0;
+  for (int i = 0; i < pool->threads; i++) done += run_range(pool, (thread + i) % pool->threads, thread);
+  if (done && atomic_fetch_sub(&pool->pending, done) == done && atomic_load(&pool->caller_sleeps)) {
     pthread_mutex_lock(&pool->lock);
     pthread_cond_signal(&pool->done);
     pthread_mutex_unlock(&pool->lock);
@@ -98,7 +117,7 @@ static void *worker(void *arg) {
   for (unsigned seen = 0;;) {
     seen = next_job(slot->pool, seen);
     if (atomic_load(&slot->pool->stop)) return NULL;
-    try_range(slot->pool, seen, slot->index);
+    work(slot->pool, slot->index);
   }
 }
 
@@ -126,7 +145,7 @@ static void wait_done(bp_pool *pool) {
   pthread_mutex_unlock(&pool->lock);
 }
 
-void bp_pool_for(void *opaque, bp_task task, void *arg, int n) {
+void bp_pool_for(void *opaque, bp_task task, void *arg, int n, int grain) {
   bp_pool *pool = opaque;
   if (n < 1) return;
   if (n == 1 || pool->threads == 1) {
@@ -135,11 +154,14 @@ void bp_pool_for(void *opaque, bp_task task, void *arg, int n) {
   }
   pool->task = task;
   pool->arg = arg;
-  pool->n = n;
-  atomic_store_explicit(&pool->pending, pool->threads, memory_order_relaxed);
+  atomic_store_explicit(&pool->grain, grain, memory_order_relaxed);
+  atomic_store_explicit(&pool->pending, n, memory_order_relaxed);
+  for (int i = 0; i < pool->threads; i++) {
+    int begin = (int)((int64_t)n * i / pool->threads), end = (int)((int64_t)n * (i + 1) / pool->threads);
+    atomic_store_explicit(&pool->slots[i].left, range_of(begin, end), memory_order_release);
+  }
   publish(pool);
-  unsigned epoch = atomic_load_explicit(&pool->epoch, memory_order_relaxed);
-  for (int i = 0; i < pool->threads; i++) try_range(pool, epoch, i);
+  work(pool, 0);
   wait_done(pool);
 }
 
@@ -179,9 +201,10 @@ bp_pool *bp_pool_open(int threads) {
   }
   bp_pool *pool = memory;
   pool->slots = slots;
-  for (int i = 0; i < threads; i++) atomic_init(&pool->slots[i].claim, 0);
+  for (int i = 0; i < threads; i++) atomic_init(&pool->slots[i].left, 0);
   atomic_init(&pool->epoch, 0);
   atomic_init(&pool->stop, 0);
+  atomic_init(&pool->grain, 1);
   atomic_init(&pool->pending, 0);
   atomic_init(&pool->sleepers, 0);
   atomic_init(&pool->caller_sleeps, 0);

@@ -10,8 +10,9 @@ typedef void (*bp_task)(void *arg, int begin, int end, int thread);
 bp_pool *bp_pool_open(int threads);
 int bp_pool_threads(const bp_pool *pool);
 
-/* Splits 0..n into one contiguous range per thread; returns when all are done. One caller at a time, not from a task. */
-void bp_pool_for(void *pool, bp_task task, void *arg, int n);
+/* Does 0..n in pieces, each of one thread: at least `grain` units long where the threads' shares are, and cut at multiples of
+ * it where that is possible. Returns when all are done. One caller at a time, not from a task. */
+void bp_pool_for(void *pool, bp_task task, void *arg, int n, int grain);
 
 void bp_pool_close(bp_pool *pool);   /* stops and joins the workers */
 void bp_pool_abandon(bp_pool *pool); /* in a forked child, where the workers do not exist: frees the memory only */

@@ -95,8 +95,8 @@ bp_net *bp_open(const void *weights, size_t bytes, int threads) {
 
 int bp_threads(const bp_net *net) { return net->pool ? bp_pool_threads(net->pool) : 1; }
 
-static void serial_for(void *pool, bp_task task, void *arg, int n) {
-  (void)pool;
+static void serial_for(void *pool, bp_task task, void *arg, int n, int grain) {
+  (void)pool, (void)grain;
   if (n > 0) task(arg, 0, n, 0);
 }
 
