@@ -138,6 +138,12 @@ class Moments:
         energy = self._energy / self.count
         return energy - (self._y / self.count).square() if self.centred else energy
 
+    def error(self, weight: torch.Tensor) -> float:
+        """Squared error of the output with ``weight`` ``[conv groups, filters, columns]``, over its energy."""
+        energy = float(self.energy.sum())
+        change = float((weight * (weight @ self.gram - 2 * self.target)).sum(dtype=torch.float64))
+        return max(0.0, energy + change) / max(energy, 1e-30)
+
     def mean_shift(self, weight: torch.Tensor) -> torch.Tensor:
         """What the new ``weight`` lacks in the mean of the output ``[conv groups, filters]``: goes into a bias."""
         assert self._shift is not None

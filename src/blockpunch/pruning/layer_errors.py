@@ -25,6 +25,7 @@ from blockpunch.plan import Layer
 from blockpunch.pruning.allocator import memory_kept
 from blockpunch.pruning.hessian import Moments, grouped, input_columns, positions
 from blockpunch.pruning.looking import images_in, shared, unfit
+from blockpunch.pruning.means import FEWEST, MeansWatched, held_out, unpooled
 from blockpunch.pruning.norms import norms_behind
 from blockpunch.pruning.objectives import images_of
 from blockpunch.pruning.obs import LayerPruner
@@ -38,11 +39,6 @@ STEPS = 8
 """Steps of the search for a mask: a proxy needs no more."""
 TYPICAL = 0.05
 """The layer's sensitivity is taken where its error is nearest to this."""
-HELD_OUT = 4
-"""Every so many-th image is not fitted to but judges: what is fitted looks better than it is, most of all where a layer
-sees few samples, as classifiers do."""
-FEWEST = 32
-"""Images below which all of them do both."""
 MEMORY = 1.5e9
 """Bytes of moments held at once; more layers than fit take another pass over the images."""
 
@@ -124,15 +120,17 @@ def layer_errors(model: nn.Module, batches: Iterable[Any], candidates: Mapping[s
     missing = [layers[name] for name, rows in wanted.items() if rows]
     done = len(candidates) - len(missing)
     pruned: dict[str, torch.Tensor] = {}
-    for name, moments, others in _moments(model, images, missing, norms, seed):
-        moments.check(name)
-        pruner = LayerPruner(moments, layers[name].shape, layers[name].conv_groups, steps=STEPS)
+    for name, seen in _moments(model, images, missing, norms, seed):
+        seen.judge.check(name)
+        pruners = [LayerPruner(moments, layers[name].shape, layers[name].conv_groups, steps=STEPS)
+                   for moments in seen.fitted]
         table, best = result.errors.setdefault(name, {}), math.inf
         for scheme, rate in wanted[name]:
-            solution = pruner.prune(scheme, rate) if rate > 1 else None
-            table[(str(scheme), float(rate))] = error = _error(others, solution.weight) if solution is not None else 0.0
-            if solution is not None and abs(error - TYPICAL) < best:
-                best, pruned[name] = abs(error - TYPICAL), solution.weight
+            weights = [pruner.prune(scheme, rate).weight for pruner in pruners] if rate > 1 else []
+            errors = [seen.judge.error(weight.reshape(seen.judge.weight.shape)) for weight in weights]
+            table[(str(scheme), float(rate))] = error = min(errors, default=0.0)
+            if weights and abs(error - TYPICAL) < best:
+                best, pruned[name] = abs(error - TYPICAL), weights[errors.index(error)]
         done += 1
         if store is not None:
             result.save(store)
@@ -182,11 +180,8 @@ def _source(model: nn.Module, images: Sequence[torch.Tensor], seed: int) -> str:
 
 
 def _moments(model: nn.Module, images: Sequence[torch.Tensor], layers: Sequence[Layer],
-             norms: Mapping[str, list[nn.Module]], seed: int) -> Iterator[tuple[str, Moments, Moments]]:
-    """Moments of the inputs of each layer in the dense network, as many layers at a time as fit into memory.
-
-    The second ones are of every :data:`HELD_OUT`-th image, the first ones of the others; of few images, all both times.
-    """
+             norms: Mapping[str, list[nn.Module]], seed: int) -> Iterator[tuple[str, _Seen]]:
+    """Moments of the inputs of each layer in the dense network, as many layers at a time as fit into memory."""
     remaining, count = list(layers), sum(len(batch) for batch in images)
     training = {module: module.training for module in model.modules()}
     while remaining:
@@ -202,7 +197,7 @@ def _moments(model: nn.Module, images: Sequence[torch.Tensor], layers: Sequence[
             hooks.append(module.register_forward_pre_hook(found[layer.name]))
         try:
             model.eval()
-            with torch.no_grad():
+            with torch.no_grad(), MeansWatched():
                 for batch in images:
                     model(batch)
         finally:
@@ -211,31 +206,39 @@ def _moments(model: nn.Module, images: Sequence[torch.Tensor], layers: Sequence[
             for module, mode in training.items():
                 module.training = mode
         for name in list(found):
-            seen = found.pop(name)
-            yield name, seen.fit, seen.others if seen.others.count else seen.fit
+            yield name, found.pop(name)
 
 
 class _Seen:
-    """A hook that gathers the moments of a layer's inputs, of every :data:`HELD_OUT`-th image by themselves."""
+    """A hook that gathers the moments of a layer's inputs.
+
+    Attributes:
+        fitted: those to fit to, and for a layer behind a global mean those of the map, too.
+        judge: those of every so many-th image, which are not in the others (:func:`held_out`); of few images, all.
+    """
 
     def __init__(self, module: nn.Module, centred: bool, count: int, seed: int) -> None:
-        self.fit, self.others = (Moments(grouped(module), centred=centred) for _ in range(2))
-        self.most, self.every, self.rows = positions(module, count), HELD_OUT if count >= FEWEST else count + 1, 0
+        self.module = module
+        self.fitted = [Moments(grouped(module), centred=centred)]
+        self.judge = Moments(grouped(module), centred=centred) if count >= FEWEST else self.fitted[0]
+        self.most, self.count, self.rows = positions(module, count), count, 0
         self.generator = torch.Generator().manual_seed(seed)
 
     def __call__(self, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         x = inputs[0]
-        held = torch.arange(self.rows + 1, self.rows + len(x) + 1, device=x.device) % self.every == 0
+        held = held_out(self.rows, x, self.count)
         self.rows += len(x)
-        for moments, part in ((self.fit, ~held), (self.others, held)):
-            if bool(part.any()):
-                moments.add(input_columns(module, x[part].float(), self.generator, self.most))
+        self._take(self.judge, x[held])
+        self._take(self.fitted[0], x[~held])
+        before = unpooled(module, x, self.count)
+        if before is not x:
+            if len(self.fitted) == 1:
+                self.fitted.append(Moments(grouped(module), centred=self.judge.centred))
+            self._take(self.fitted[1], before[~held])
 
-
-def _error(moments: Moments, weight: torch.Tensor) -> float:
-    """What ``weight`` in place of the dense one does to the output, squared, over the output's energy."""
-    change = weight.reshape(moments.weight.shape) - moments.weight
-    return float(((change @ moments.gram) * change).sum()) / max(float(moments.energy.sum()), 1e-30)
+    def _take(self, moments: Moments, x: torch.Tensor) -> None:
+        if len(x):
+            moments.add(input_columns(self.module, x.float(), self.generator, self.most))
 
 
 def _bytes(layer: Layer) -> float:

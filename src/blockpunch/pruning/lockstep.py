@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from blockpunch.errors import ModelError
+from blockpunch.pruning.means import MeansWatched
 
 MEMORY = 2e9
 """Bytes of activations that all runs together should hold."""
@@ -51,7 +52,7 @@ class _Run:
         _current.run = self
         try:
             if not self._stop:
-                with torch.no_grad():
+                with torch.no_grad(), MeansWatched():
                     model(images)
         except BaseException as error:  # told to the caller of advance(), whatever it is
             self._error = error

@@ -21,9 +21,10 @@ from blockpunch.pruning.counts import LayerCount, PruneReport
 from blockpunch.pruning.hessian import Moments, grouped, input_columns, positions
 from blockpunch.pruning.lockstep import stops
 from blockpunch.pruning.looking import images_in, shared, unfit
+from blockpunch.pruning.means import Inputs, best_inputs
 from blockpunch.pruning.norms import norms_behind
 from blockpunch.pruning.objectives import images_of
-from blockpunch.pruning.obs import LayerPruner
+from blockpunch.pruning.obs import LayerPruner, Solution
 from blockpunch.pruning.torch_prune import module_layers
 
 Progress = Callable[[int, int, str], None]
@@ -117,7 +118,7 @@ class _Work:
     errors: dict[str, float] = field(default_factory=dict)
     masks: dict[str, torch.Tensor] = field(default_factory=dict)
 
-    def layer(self, name: str, inputs: list[tuple[torch.Tensor, ...]]) -> None:
+    def layer(self, name: str, inputs: Inputs) -> None:
         """Work on layer ``name``, given what (dense network, pruned network) feed it for each batch."""
         layer, entry = self.model.get_submodule(name), self.plan.layers[name]
         assert isinstance(layer, nn.Conv2d | nn.Linear)
@@ -127,18 +128,22 @@ class _Work:
         centred = layer.bias is not None or bool(norms)
         groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
         weight = grouped(layer)
-        moments = Moments(weight, centred=centred)
-        most = positions(layer, sum(len(x) for _, x in inputs))
-        for wanted, x in inputs:
-            state = self.generator.get_state()
-            columns = input_columns(layer, x.float(), self.generator, most)
-            self.generator.set_state(state)
-            moments.add(columns, input_columns(layer, wanted.float(), self.generator, most) if self.errors else None)
-        moments.check(name)
+
+        def moments_of(inputs: Inputs) -> Moments:
+            moments = self._moments(layer, Moments(weight, centred=centred), inputs)
+            moments.check(name)
+            return moments
+
+        def solved(moments: Moments) -> Solution:
+            pruner = LayerPruner(moments, tuple(layer.weight.shape), groups)
+            return pruner.prune(entry.scheme, entry.rate) if entry.prunes else pruner.refit()
+
+        if entry.prunes:
+            inputs = best_inputs(layer, inputs, moments_of, lambda given: solved(given).weight.reshape(weight.shape))
+        moments = moments_of(inputs)
         if not entry.prunes and moments.count < ENOUGH * weight.shape[2]:
             return
-        pruner = LayerPruner(moments, tuple(layer.weight.shape), groups)
-        solution = pruner.prune(entry.scheme, entry.rate) if entry.prunes else pruner.refit()
+        solution = solved(moments)
         self.errors[name] = solution.error
         if entry.prunes:
             self.masks[name] = solution.mask
@@ -147,6 +152,16 @@ class _Work:
             self._settle(layer, norms, moments, solution.weight.reshape(weight.shape))
             if entry.scheme.regularity == "filter":
                 _silence(layer, norms, ~solution.mask.flatten(1).any(dim=1))
+
+    def _moments(self, layer: nn.Conv2d | nn.Linear, moments: Moments, inputs: Inputs) -> Moments:
+        """The ``moments``, with the samples of all batches in them."""
+        most = positions(layer, sum(len(x) for _, x in inputs))
+        for wanted, x in inputs:
+            state = self.generator.get_state()
+            columns = input_columns(layer, x.float(), self.generator, most)
+            self.generator.set_state(state)
+            moments.add(columns, input_columns(layer, wanted.float(), self.generator, most) if self.errors else None)
+        return moments
 
     def _settle(self, layer: nn.Conv2d | nn.Linear, norms: list[nn.Module], moments: Moments,
                 weight: torch.Tensor) -> None:

@@ -145,7 +145,7 @@ def counts_for(threads: int, counts: set[int], most: int) -> set[int]:
 def shared_cycles(layer: Layer, chunks: int, weight_bytes: float, input_bytes: float) -> float:
     """Cycles of all threads for what each loads besides its share.
 
-    Threads with chunks of the map of their own all load every weight, threads with filters of their own the whole input.
+    Threads with chunks of the map of their own all load every weight, threads with filters of their own all inputs.
     """
     return (layer.threads - 1) * (weight_bytes if chunks > 1 else input_bytes) / _SHARED_BYTES
 
