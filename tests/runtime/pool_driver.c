@@ -34,7 +34,7 @@ static void linger(double microseconds) {
 }
 
 static pthread_t main_thread;
-static atomic_int by_workers; /* ranges that another thread than the caller ran */
+static atomic_int by_workers; /* pieces that another thread than the caller ran */
 
 typedef struct {
   int grain;

@@ -25,7 +25,7 @@ from blockpunch.plan import Layer
 from blockpunch.pruning.allocator import memory_kept
 from blockpunch.pruning.hessian import Moments, grouped, input_columns, positions
 from blockpunch.pruning.looking import images_in, shared, unfit
-from blockpunch.pruning.means import FEWEST, MeansWatched, held_out, unpooled
+from blockpunch.pruning.means import MeansWatched, held_out, unpooled
 from blockpunch.pruning.norms import norms_behind
 from blockpunch.pruning.objectives import images_of
 from blockpunch.pruning.obs import LayerPruner
@@ -34,7 +34,7 @@ from blockpunch.pruning.torch_prune import module_layers
 from blockpunch.schemes import Scheme
 
 FORMAT = "blockpunch-layer-errors"
-VERSION = 3
+VERSION = 4
 STEPS = 8
 """Steps of the search for a mask: a proxy needs no more."""
 TYPICAL = 0.05
@@ -121,7 +121,8 @@ def layer_errors(model: nn.Module, batches: Iterable[Any], candidates: Mapping[s
     done = len(candidates) - len(missing)
     pruned: dict[str, torch.Tensor] = {}
     for name, seen in _moments(model, images, missing, norms, seed):
-        seen.judge.check(name)
+        for moments in (seen.judge, *seen.fitted):
+            moments.check(name)
         pruners = [LayerPruner(moments, layers[name].shape, layers[name].conv_groups, steps=STEPS)
                    for moments in seen.fitted]
         table, best = result.errors.setdefault(name, {}), math.inf
@@ -214,26 +215,31 @@ class _Seen:
 
     Attributes:
         fitted: those to fit to, and for a layer behind a global mean those of the map, too.
-        judge: those of every so many-th image, which are not in the others (:func:`held_out`); of few images, all.
+        others: those of every so many-th image, which are not in the first (:func:`held_out`); none, of few images.
     """
 
     def __init__(self, module: nn.Module, centred: bool, count: int, seed: int) -> None:
         self.module = module
+        self.others = Moments(grouped(module), centred=centred)
         self.fitted = [Moments(grouped(module), centred=centred)]
-        self.judge = Moments(grouped(module), centred=centred) if count >= FEWEST else self.fitted[0]
         self.most, self.count, self.rows = positions(module, count), count, 0
         self.generator = torch.Generator().manual_seed(seed)
+
+    @property
+    def judge(self) -> Moments:
+        """What weights are judged on: the others, where there are any."""
+        return self.others if self.others.count else self.fitted[0]
 
     def __call__(self, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         x = inputs[0]
         held = held_out(self.rows, x, self.count)
         self.rows += len(x)
-        self._take(self.judge, x[held])
+        self._take(self.others, x[held])
         self._take(self.fitted[0], x[~held])
         before = unpooled(module, x, self.count)
         if before is not x:
             if len(self.fitted) == 1:
-                self.fitted.append(Moments(grouped(module), centred=self.judge.centred))
+                self.fitted.append(Moments(grouped(module), centred=self.others.centred))
             self._take(self.fitted[1], before[~held])
 
     def _take(self, moments: Moments, x: torch.Tensor) -> None:

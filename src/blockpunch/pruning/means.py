@@ -105,8 +105,7 @@ def _same(x: torch.Tensor, result: torch.Tensor) -> bool:
 
 def _is_mean(x: torch.Tensor, result: torch.Tensor) -> bool:
     """Whether the result is the mean over each plane of a map."""
-    if x.ndim != 4 or result.shape not in (x.shape[:2], (*x.shape[:2], 1, 1)) or x[0, 0].numel() < 2:
-        return False
-    if not x.is_floating_point():
+    if x.ndim != 4 or result.shape not in (x.shape[:2], (*x.shape[:2], 1, 1)) or x[0, 0].numel() < 2 \
+            or not x.is_floating_point():
         return False
     return bool(torch.allclose(result.flatten(1).float(), x.float().mean(dim=(2, 3)), rtol=1e-3, atol=1e-5))

@@ -61,8 +61,9 @@ class Pixels(BlockedForm):
             segments = [(height, len(counts), float(counts.sum()))
                         for height, counts in stored_columns(nonzero[order.rows], order.height)]
             vectors, _ = _whole_and_rest(layer, order.height)
+            blocks = sum(count for _, count, _ in segments)
             for tile in sorted({most, max(most - 1, 1), max(most * 2 // 3, 1)}, reverse=True):
-                for chunk in chunks_of(tile, vectors, layer.threads, sum(blocks for _, blocks, _ in segments)):
+                for chunk in chunks_of(tile, vectors, layer.threads, blocks):
                     choice = Choice(self.name, order.height, tile, chunk, order.grouped)
                     found.append(Schedule(choice, order.rows, _cycles(segments, tile, chunk, layer)))
         return found
@@ -146,9 +147,9 @@ def chunks_of(tile: int, vectors: int, threads: int, blocks: int) -> list[int]:
 
     Several threads take either as many chunks each, or, where there are enough row ``blocks``, shares of those.
     """
-    counts = {-(-vectors // (tile * n)) for n in (1, 4, 16)} | {1}
-    if threads > 1:
-        counts = counts_for(threads, counts, vectors) | ({1} if blocks >= _BLOCKS_EACH * threads else set())
+    counts = counts_for(threads, {-(-vectors // (tile * n)) for n in (1, 4, 16)} | {1}, vectors)
+    if blocks >= _BLOCKS_EACH * threads:
+        counts.add(1)
     return sorted({-(-vectors // c) for c in counts})
 
 
