@@ -159,7 +159,7 @@ def _cycles(segments: list[tuple[int, int, float]], tile: int, chunk: int, layer
     lines = layer.channels * (chunk * target.vector_floats / 16 + 1)  # the slab, in cache lines of 64 bytes
     load = line_cycles(64 * lines, target) * max(target.vector_floats / 16, 0.5)
     weight_bytes = sum(columns * 4 * (height + 1) for height, _, columns in segments)
-    chunks = -(-layer.vectors // chunk)
+    chunks = -(-_whole_and_rest(layer, segments[0][0])[0] // chunk)
     total = chunks * weight_bytes / stream_bytes(weight_bytes + 64 * lines, target)
     total += shared_cycles(layer, chunks, weight_bytes, 64 * lines)
     shift_cycles = _SHIFT_CYCLES * max(len(layer.shifts) - 1, 0)
