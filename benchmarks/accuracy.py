@@ -33,9 +33,9 @@ from blockpunch.graph import load_graph
 from blockpunch.graph.summary import summarize
 from blockpunch.plan import Layer, Plan
 from blockpunch.pruning import Gradual, Pruner, Reweighted, module_layers, prune_oneshot_, rated
-from blockpunch.pruning.recover import Recipe, Status, fine_tune
+from blockpunch.pruning.recover import Status, fine_tune
 from networks import NETWORKS, build, export_module
-from tasks import BFLOAT16, DEVICE, Task, dense_network, frozen_copy, load_task
+from tasks import DEVICE, Task, dense_network, frozen_copy, load_task
 from timing import beside_peers
 
 SHARE = 0.4  # of the steps that a method prunes in; the rest is masked retraining
@@ -74,8 +74,8 @@ ROWS = [
     Row("vgg16-bn-32", "block-punched:8x4", 12, bar=0.2),
     Row("resnet18-32", "block-punched:8x4", 10, bar=0.3, epochs=30),
     Row("mobilenet-v2-32", "block-punched:8x4", 5, bar=0.5),
-    Row("lite0-imagenette", "block-punched:8x4", 5, bar=0.5, lr=0.02, batch=64),
-    Row("lite0-imagenette", "block-punched:8x4", 5, "second-order", bar=0.5, lr=0.02, batch=64, epochs=10),
+    Row("lite0-imagenette", "block-punched:8x4", 5, bar=0.5, lr=2e-4, batch=32),
+    Row("lite0-imagenette", "block-punched:8x4", 5, "second-order", bar=0.5, lr=2e-4, batch=32, epochs=4),
     *(Row("resnet20", "block-punched:8x4", 4, method, epochs=12)
       for method in ("one-shot", "fixed", "reweighted", "gradual")),
     *(Row("resnet56", plan, rate, "gradual", epochs=12) for rate in (2.0, 4.0, 8.0)
@@ -123,8 +123,7 @@ def run(row: Row, seed: int, options: argparse.Namespace, say: Callable[[str], N
                 f"{status.seconds:.0f} s")
 
     result = fine_tune(pruner, loader, teacher=teacher,
-                       recipe=Recipe(epochs=epochs, lr=row.lr, minutes=options.minutes, weight_decay=5e-4,
-                                     bfloat16=BFLOAT16, seed=seed),
+                       recipe=task.recipe(epochs, row.lr, minutes=options.minutes, seed=seed),
                        checkpoint=options.out / row.file(seed, "checkpoint"), progress=progress)
     report = pruner.finalize_()
     write_atomic(options.out / row.file(seed, "safetensors"),

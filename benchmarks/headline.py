@@ -43,10 +43,10 @@ from blockpunch.measure.bench import OURS, Entry, bench_entries
 from blockpunch.plan import Plan
 from blockpunch.pruning import Pruner, module_layers, prune_oneshot_
 from blockpunch.pruning.layer_errors import layer_errors
-from blockpunch.pruning.recover import Recipe, fine_tune
+from blockpunch.pruning.recover import fine_tune
 from blockpunch.target import Target
 from networks import CifarBlock, CifarResNet, export_module
-from tasks import BFLOAT16, DEVICE, dense_network, frozen_copy, load_task
+from tasks import DEVICE, dense_network, frozen_copy, load_task
 
 RATES, SPEEDUPS = (1.25, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0), (1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0)
 LADDERS: dict[str, Sequence[float]] = {
@@ -133,9 +133,8 @@ class Contest:
         """The pruned model after the training that all get."""
         options = self.options
         if options.epochs:
-            recipe = Recipe(epochs=options.epochs, lr=options.lr, weight_decay=5e-4, bfloat16=BFLOAT16)
-            fine_tune(pruner, self.task.batches(options.batch, options.images), recipe=recipe,
-                      teacher=frozen_copy(self.model).to(DEVICE))
+            fine_tune(pruner, self.task.batches(options.batch, options.images),
+                      recipe=self.task.recipe(options.epochs, options.lr), teacher=frozen_copy(self.model).to(DEVICE))
         pruner.finalize_()
         return model
 

@@ -29,9 +29,10 @@ from blockpunch.data import cifar10
 from blockpunch.plan import Plan
 from blockpunch.pruning import Gradual, Pruner, Reweighted, module_layers
 from blockpunch.pruning.batches import ImageBatches
-from blockpunch.pruning.recover import Recipe, fine_tune
+from blockpunch.pruning.recipe import Recipe, fast_bfloat16
+from blockpunch.pruning.recover import fine_tune
 from networks import CifarResNet
-from tasks import BFLOAT16, accuracy, frozen_copy, normalise
+from tasks import DEVICE, accuracy, frozen_copy, normalise
 
 SHARE = 0.4  # of the steps in which a method prunes
 METHODS = ("one-shot", "one-shot, global", "gradual", "fixed", "reweighted, plan's rates", "reweighted")
@@ -68,7 +69,7 @@ def dense_network(options: argparse.Namespace, loader: ImageBatches) -> torch.nn
     if path.exists():
         model.load_state_dict(load_file(path))
         return model.eval()
-    recipe = Recipe(epochs=options.dense_epochs, lr=0.1, weight_decay=5e-4, bfloat16=BFLOAT16)
+    recipe = Recipe(epochs=options.dense_epochs, lr=0.1, weight_decay=5e-4, bfloat16=fast_bfloat16(DEVICE))
     fine_tune(Pruner(model, Plan.per_layer(module_layers(model), {})), loader, recipe=recipe,
               checkpoint=path.with_suffix(".checkpoint"), progress=show("dense"))
     save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, path)
@@ -113,7 +114,7 @@ def main() -> None:
                 model = copy.deepcopy(dense)
                 pruner = make_pruner(method, model, options.scheme, options.rate, options.epochs * len(loader))
                 fine_tune(pruner, loader, teacher=teacher, progress=show(f"{method} {seed}"),
-                          recipe=Recipe(epochs=options.epochs, lr=options.lr, bfloat16=BFLOAT16, seed=seed))
+                          recipe=Recipe(epochs=options.epochs, lr=options.lr, bfloat16=fast_bfloat16(DEVICE), seed=seed))
                 facts = {"rate": pruner.finalize_().rate, "accuracy": accuracy(model, *test, normalise)}
                 write_text(path, json.dumps(facts) + "\n")
             facts = json.loads(path.read_text())

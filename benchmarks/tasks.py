@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,10 +15,10 @@ from torch import nn
 
 from blockpunch.data import Labels, Pixels, Preprocess, cifar10, class_folders, open_image
 from blockpunch.pruning.batches import ImageBatches
+from blockpunch.pruning.recipe import Recipe, fast_bfloat16
 from networks import NETWORKS, build
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-BFLOAT16 = DEVICE == "cuda" or torch.cpu._is_avx512_bf16_supported()  # in software it takes three times as long
 torch.backends.cudnn.benchmark = True
 torch.backends.cudnn.allow_tf32 = False  # accuracy is judged in float32
 Normalise = Callable[[torch.Tensor], torch.Tensor]
@@ -33,6 +34,8 @@ class Task:
     test: Images
     normalise: Normalise
     pad: int
+    as_used: bool = False
+    """Whether it trains on the batch-norms' stored statistics: those of ten classes do harm to one of a thousand."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -49,6 +52,11 @@ class Task:
         chosen = np.random.default_rng(0).permutation(len(self.train[0]))[:count]
         return [self.normalise(part) for part in torch.from_numpy(self.train[0][chosen]).to(DEVICE).split(100)]
 
+    def recipe(self, epochs: int, lr: float, **more: Any) -> Recipe:
+        """How the network is trained here, for so long and with such a learning rate."""
+        return Recipe(epochs=epochs, lr=lr, optimizer="adam" if self.as_used else "sgd", as_used=self.as_used,
+                      bfloat16=fast_bfloat16(DEVICE), **{"weight_decay": 5e-4, **more})
+
     def accuracy(self, model: nn.Module, part: slice = slice(None)) -> float:
         """Percent of (a part of) the test photos that ``model`` gets right, in float32."""
         return accuracy(model, self.test[0][part], self.test[1][part], self.normalise)
@@ -57,7 +65,7 @@ class Task:
 def load_task(network: str, data: Path) -> Task:
     """The task of ``network``; ``data`` is the folder cifar-10-batches-py, or one with ``train`` and ``val``."""
     if network == "lite0-imagenette":
-        return Task(network, photos(data / "train"), photos(data / "val"), centred, pad=16)
+        return Task(network, photos(data / "train"), photos(data / "val"), centred, pad=16, as_used=True)
     return Task(network, cifar10(data, "train"), cifar10(data, "test"), normalise, pad=4)
 
 
@@ -82,7 +90,7 @@ def centred(images: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def accuracy(model: nn.Module, pixels: Pixels, labels: npt.NDArray[np.int64], normalise: Normalise,
-             batch: int = 200) -> float:
+             batch: int = 50) -> float:
     """Percent of the photos that ``model`` gets right, in float32."""
     model.eval()
     device = next(model.parameters()).device

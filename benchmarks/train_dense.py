@@ -1,11 +1,11 @@
 """Train the dense networks that have no shared weights: VGG-16-BN, ResNet-18, MobileNetV2; EfficientNet-Lite0's head.
 
-SGD with Nesterov momentum along a cosine, crops and mirrored photos, bfloat16, on a GPU where there is one; on a CPU
-ask for fewer epochs. Weights are kept in half precision, and judged as they are kept. A run that was stopped goes on
-with the same command.
+SGD with Nesterov momentum (Lite0: Adam) along a cosine, crops and mirrored photos, bfloat16, on a GPU where there is
+one; on a CPU ask for fewer epochs. Weights are kept in half precision, and judged as they are kept. A run that was
+stopped goes on with the same command.
 
     python benchmarks/train_dense.py resnet18-32 --data cifar-10-batches-py --out weights [--epochs 200]
-    python benchmarks/train_dense.py lite0-imagenette --data imagenette --out weights --epochs 10 --lr 0.01 --batch 64
+    python benchmarks/train_dense.py lite0-imagenette --data imagenette --out weights --epochs 1 --lr 2e-5 --batch 32
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from torch.nn import functional
 from blockpunch.atomic import make_folder, write_atomic, write_text
 from blockpunch.plan import Plan
 from blockpunch.pruning import Pruner, module_layers
-from blockpunch.pruning.recover import Recipe, Status, fine_tune
+from blockpunch.pruning.recover import Status, fine_tune
 from networks import NETWORKS, build
-from tasks import BFLOAT16, DEVICE, load_task
+from tasks import DEVICE, load_task
 
 
 def loss(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -51,15 +51,16 @@ def main() -> None:
     task, start = load_task(options.network, options.data), time.time()
     model = build(options.network, options.seed).to(DEVICE)
     nothing = Plan.per_layer(module_layers(model), {})  # every layer dense: plain training, with the same resume
-    recipe = Recipe(epochs=options.epochs, lr=options.lr, weight_decay=options.weight_decay, warmup_steps=500,
-                    bfloat16=BFLOAT16, seed=options.seed)
+    loader = task.batches(options.batch, options.images)
+    recipe = task.recipe(options.epochs, options.lr, weight_decay=options.weight_decay,
+                         warmup_steps=min(500, options.epochs * len(loader) // 4), seed=options.seed)
 
     def progress(status: Status) -> None:
         if status.step % 100 == 0 and status.score is None:
             print(f"epoch {status.epoch} step {status.step}/{status.steps} loss {status.loss:.3f} "
                   f"{status.seconds:.0f} s", flush=True)
 
-    result = fine_tune(Pruner(model, nothing), task.batches(options.batch, options.images), loss=loss, recipe=recipe,
+    result = fine_tune(Pruner(model, nothing), loader, loss=loss, recipe=recipe,
                        checkpoint=options.out / f"{options.network}.checkpoint", progress=progress)
     state = {name: (tensor.half() if tensor.is_floating_point() else tensor).cpu().contiguous()
              for name, tensor in model.state_dict().items()}

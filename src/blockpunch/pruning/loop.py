@@ -18,6 +18,7 @@ from torch import nn
 from blockpunch.errors import TrainingError
 from blockpunch.pruning import checkpoint as files
 from blockpunch.pruning.allocator import memory_kept
+from blockpunch.pruning.depthwise import DepthwiseInFloat32
 from blockpunch.pruning.diagnosis import first_not_finite, refused
 from blockpunch.pruning.objectives import Objective
 from blockpunch.pruning.recipe import Recipe
@@ -163,7 +164,8 @@ class Run:
         return True
 
     def _loss(self, batch: Any) -> torch.Tensor:
-        with torch.autocast(self.parameters[0].device.type, torch.bfloat16, enabled=self.recipe.bfloat16):
+        kind = self.parameters[0].device.type
+        with torch.autocast(kind, torch.bfloat16, enabled=self.recipe.bfloat16), DepthwiseInFloat32():
             try:
                 return self.objective(self.model, batch)
             except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:

@@ -10,6 +10,14 @@ from typing import Any
 import torch
 
 from blockpunch.errors import TrainingError
+from blockpunch.target import host_features
+
+
+def fast_bfloat16(device: str | torch.device) -> bool:
+    """Whether training in bfloat16 is faster than in float32 there; a CPU without instructions for it is far slower."""
+    if torch.device(device).type == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    return bool({"avx512_bf16", "amx_bf16"} & set(host_features() or ()))
 
 
 @dataclass(frozen=True)

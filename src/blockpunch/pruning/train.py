@@ -29,7 +29,7 @@ from blockpunch.pruning.norms import has_norms
 from blockpunch.pruning.objectives import images_of
 from blockpunch.pruning.oneshot import prune_oneshot_
 from blockpunch.pruning.onnx_recover import write_onnx
-from blockpunch.pruning.recipe import Recipe
+from blockpunch.pruning.recipe import Recipe, fast_bfloat16
 from blockpunch.pruning.recover import Recovery, Status, distill, fine_tune
 from blockpunch.pruning.reweighted import Reweighted
 from blockpunch.pruning.torch_prune import Pruner, module_layers
@@ -105,7 +105,7 @@ def train_graph(graph: Graph, plan: Plan, data: TrainingSet, *, preprocess: Prep
         images = list(data.batches(preprocess, shape[2], batch, steps=max(1, ONE_SHOT_IMAGES // batch),
                                    device=device))
         pruner.take(prune_oneshot_(student, plan, images).masks)
-    recipe = Recipe(epochs=epochs, optimizer="sgd" if has_norms(student) else "adam", bfloat16=device == "cuda",
+    recipe = Recipe(epochs=epochs, optimizer="sgd" if has_norms(student) else "adam", bfloat16=fast_bfloat16(device),
                     warmup_steps=max(1, min(100, epochs * length // 20)))
     if data.labels is not None and outputs == (few.batch, data.classes):
         result = fine_tune(pruner, loader, teacher=teacher, recipe=recipe, checkpoint=checkpoint, progress=progress)
