@@ -114,7 +114,8 @@ def main() -> None:
                 model = copy.deepcopy(dense)
                 pruner = make_pruner(method, model, options.scheme, options.rate, options.epochs * len(loader))
                 fine_tune(pruner, loader, teacher=teacher, progress=show(f"{method} {seed}"),
-                          recipe=Recipe(epochs=options.epochs, lr=options.lr, bfloat16=fast_bfloat16(DEVICE), seed=seed))
+                          recipe=Recipe(epochs=options.epochs, lr=options.lr, seed=seed,
+                                        bfloat16=fast_bfloat16(DEVICE)))
                 facts = {"rate": pruner.finalize_().rate, "accuracy": accuracy(model, *test, normalise)}
                 write_text(path, json.dumps(facts) + "\n")
             facts = json.loads(path.read_text())
