@@ -48,7 +48,7 @@ from blockpunch.target import Target
 from networks import CifarBlock, CifarResNet, export_module
 from tasks import DEVICE, dense_network, frozen_copy, load_task
 
-RATES, SPEEDUPS = (1.25, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0), (1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0)
+RATES, SPEEDUPS = (1.25, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0), (1.5, 1.75, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0)
 LADDERS: dict[str, Sequence[float]] = {
     "pattern only": (1.25, 1.5, 2.0, 2.25, 3.0, 3.6, 5.0, 8.0, 12.0), "filter": RATES, "unstructured": RATES,
     "block-punched:8x4": RATES, "rules": SPEEDUPS, "exact": SPEEDUPS, "torch-pruning": RATES}
