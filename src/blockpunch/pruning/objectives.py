@@ -51,9 +51,9 @@ class Distillation:
     """Loss against a teacher, the dense network: no labels needed.
 
     Rows of class scores (outputs of two dimensions) are compared by the Kullback-Leibler divergence at ``temperature``;
-    other outputs, and the outputs of the layers ``features``, by their squared difference over the teacher's square. Each
-    step compares some of the features, drawn anew: maps are larger than caches, and to compare 35 layers of MobileNetV2
-    takes longer than to run it and its teacher.
+    other outputs, and the outputs of the layers ``features``, by their squared difference over the teacher's square.
+    Each step compares some of the features, drawn anew: maps are larger than caches, and to compare 35 layers of
+    MobileNetV2 takes as long as to train it without.
 
     Args:
         teacher: a module that takes the same images; it is put in eval mode.
