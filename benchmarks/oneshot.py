@@ -43,8 +43,7 @@ from blockpunch.pruning.dataset import crops, training_pixels
 from blockpunch.pruning.graph_module import GraphModule
 from blockpunch.pruning.oneshot import prune_oneshot_
 from blockpunch.pruning.onnx_recover import write_onnx
-from blockpunch.pruning.recipe import Recipe, fast_bfloat16
-from blockpunch.pruning.recover import distill
+from blockpunch.pruning.recover import Recipe, distill
 from networks import build, export_module
 from tasks import DEVICE
 from timing import beside_peers
@@ -177,8 +176,7 @@ def measure(task: Task, key: dict[str, Any], arguments: Any) -> dict[str, Any]:
     if arguments.minutes:
         model.requires_grad_(True)
         distill(pruner, task.model, task.crops(), recipe=Recipe(
-            epochs=100_000, minutes=arguments.minutes, optimizer="adam", lr=arguments.lr, as_used=True,
-            bfloat16=fast_bfloat16(DEVICE)))
+            epochs=100_000, minutes=arguments.minutes, optimizer="adam", lr=arguments.lr, as_used=True))
         model.eval()
     counts = [count for count in pruner.report().layers if count.name in wanted]
     return {"rate": sum(c.weights for c in counts) / sum(c.kept for c in counts), "score": task.score(model),

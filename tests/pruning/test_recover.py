@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,6 @@ from torch.utils.data import DataLoader, TensorDataset  # noqa: E402
 from blockpunch.errors import OutputError, TrainingError  # noqa: E402
 from blockpunch.plan import Plan  # noqa: E402
 from blockpunch.pruning import Gradual, Pruner, Reweighted, module_layers  # noqa: E402
-from blockpunch.pruning.objectives import Distillation  # noqa: E402
 from blockpunch.pruning.recover import Recipe, distill, fine_tune  # noqa: E402
 
 
@@ -283,28 +281,6 @@ class Once:
 
     def __iter__(self):
         return self.batches
-
-
-def test_each_step_compares_some_of_the_features():
-    model, teacher, images = network().eval(), network(), data(8)[0]
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(1.1)
-        names = ["0", "3", "7", "11"]
-        alone = {name: float(Distillation(teacher, features=[name])(model, images)) for name in names}
-        output = float(Distillation(teacher)(model, images))
-        half = Distillation(teacher, features=names, compared=2)
-        pairs = torch.tensor([(alone[a] + alone[b]) / 2 for a, b in combinations(names, 2)])
-        losses = torch.tensor([float(half(model, images)) for _ in range(60)])
-        nearest = (losses[:, None] - pairs).abs().min(dim=1)
-        assert nearest.values.max() < 1e-3 * pairs.diff().abs().min()
-        assert set(nearest.indices.tolist()) == set(range(6))  # all pairs are drawn, and nothing else
-        whole = float(Distillation(teacher, features=names)(model, images))
-        assert whole == pytest.approx(output + sum(alone[name] - output for name in names) / 4, rel=1e-4)
-        torch.manual_seed(3)
-        first = float(half(model, images))
-        torch.manual_seed(3)
-        assert float(half(model, images)) == first
 
 
 def test_a_time_budget_ends_the_run():

@@ -67,8 +67,7 @@ class Recovery:
         """Write the ONNX file ``path``; goes on from ``checkpoint`` where there is one. Returns what was done."""
         from blockpunch.pruning import checkpoint as files
         from blockpunch.pruning.graph_module import GraphModule
-        from blockpunch.pruning.recipe import Recipe, fast_bfloat16
-        from blockpunch.pruning.recover import Status, distill
+        from blockpunch.pruning.recover import Recipe, Status, distill
         from blockpunch.pruning.torch_prune import Pruner
 
         student, text = GraphModule(self.source.graph), "Pruned in one shot by second-order errors"
@@ -87,7 +86,7 @@ class Recovery:
             begun, before = copy.deepcopy(student.state_dict()), self._distance(student, teacher, watched)
             seen = replace(self.photos, pixels=np.delete(self.photos.pixels, np.asarray(watched, np.int64), axis=0))
             recipe = Recipe(epochs=100_000, minutes=self.minutes, optimizer="adam", seed=self.seed,
-                            lr=self.learning_rate, warmup_steps=10, as_used=True, bfloat16=fast_bfloat16("cpu"))
+                            lr=self.learning_rate, warmup_steps=10, as_used=True)
             result = distill(pruner, teacher, batches(seen, self.batch), recipe=recipe, progress=progress,
                              checkpoint=checkpoint, checkpoint_seconds=20.0)
             if self._distance(student, teacher, watched) <= before:

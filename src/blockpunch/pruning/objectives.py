@@ -15,8 +15,6 @@ from blockpunch.pruning.diagnosis import check_labels
 
 Loss = Callable[[Any, Any], torch.Tensor]
 """(outputs of the model, labels) -> scalar."""
-COMPARED = 6
-"""Features that one step of distillation compares."""
 
 
 class Objective(Protocol):
@@ -52,44 +50,36 @@ class Distillation:
 
     Rows of class scores (outputs of two dimensions) are compared by the Kullback-Leibler divergence at ``temperature``;
     other outputs, and the outputs of the layers ``features``, by their squared difference over the teacher's square.
-    Each step compares some of the features, drawn anew: maps are larger than caches, and to compare 35 layers of
-    MobileNetV2 takes as long as to train it without.
 
     Args:
         teacher: a module that takes the same images; it is put in eval mode.
         temperature: softens class scores.
         features: module paths, in both networks, whose outputs are compared too.
         feature_weight: of the mean of their losses.
-        compared: most features that one step compares.
         labels: if given, mixed in with ``1 - weight``.
         weight: of the loss against the teacher's outputs.
     """
 
     def __init__(self, teacher: nn.Module, *, temperature: float = 4.0, features: Sequence[str] = (),
-                 feature_weight: float = 1.0, compared: int = COMPARED, labels: Loss | None = None,
-                 weight: float = 0.9) -> None:
+                 feature_weight: float = 1.0, labels: Loss | None = None, weight: float = 0.9) -> None:
         self.teacher, self.temperature, self.features = teacher.eval(), temperature, tuple(features)
-        self.feature_weight, self.compared, self.labels, self.weight = feature_weight, compared, labels, weight
+        self.feature_weight, self.labels, self.weight = feature_weight, labels, weight
 
     def __call__(self, model: nn.Module, batch: Any) -> torch.Tensor:
         """The weighted sum of all terms."""
-        images, features = images_of(batch), self._drawn()
-        with captured(model, features) as mine:
+        images = images_of(batch)
+        with captured(model, self.features) as mine:
             outputs = model(images)
-        with torch.no_grad(), captured(self.teacher, features) as wanted:
+        with torch.no_grad(), captured(self.teacher, self.features) as wanted:
             targets = self.teacher(images)
         loss = torch.stack([output_loss(output, target, self.temperature) for output, target
                             in zip(tensors(outputs), tensors(targets), strict=True)]).sum()
         if self.labels is not None:
             check_labels(outputs, batch[1])
             loss = self.weight * loss + (1 - self.weight) * self.labels(outputs.float(), batch[1])
-        for name in features:
-            loss = loss + self.feature_weight / len(features) * relative_error(mine[name], wanted[name])
+        for name in self.features:
+            loss = loss + self.feature_weight / len(self.features) * relative_error(mine[name], wanted[name])
         return loss
-
-    def _drawn(self) -> list[str]:
-        """The features of this step, by torch's global generator, which checkpoints keep."""
-        return [self.features[index] for index in torch.randperm(len(self.features))[:self.compared].tolist()]
 
 
 @contextmanager
