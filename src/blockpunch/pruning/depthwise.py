@@ -32,7 +32,7 @@ class DepthwiseInFloat32(TorchFunctionMode):  # type: ignore[misc]
 def _conv2d(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, stride: Ints = 1,
             padding: Ints | str = 0, dilation: Ints = 1, groups: int = 1) -> torch.Tensor | None:
     """The convolution if it is depthwise and on a CPU; else None. Arguments as ``torch.conv2d`` has them."""
-    if groups == 1 or groups != input.shape[-3] or input.ndim != 4 or input.device.type != "cpu" \
+    if groups == 1 or input.ndim != 4 or groups != input.shape[1] or input.device.type != "cpu" \
             or isinstance(padding, str):
         return None
     with torch.autocast("cpu", enabled=False):

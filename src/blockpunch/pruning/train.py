@@ -97,15 +97,16 @@ def train_graph(graph: Graph, plan: Plan, data: TrainingSet, *, preprocess: Prep
     teacher = copy.deepcopy(student)
     whole = data.batches(preprocess, shape[2], batch, device=device)
     few = data.batches(preprocess, shape[2], batch, steps=3, device=device)
-    outputs = _look(student, few)
-    epochs, length = _schedule(checkpoint, lambda: _seconds_per_step(student, teacher, few), minutes, len(whole))
+    outputs, bfloat16 = _look(student, few), fast_bfloat16(device)
+    epochs, length = _schedule(checkpoint, lambda: _seconds_per_step(student, teacher, few, bfloat16), minutes,
+                               len(whole))
     loader = data.batches(preprocess, shape[2], batch, steps=length, device=device)
     pruner = Pruner(student, plan, method=make_method(method, plan, SHARE * epochs * length))
     if method == "one-shot" and not _started(checkpoint):
         images = list(data.batches(preprocess, shape[2], batch, steps=max(1, ONE_SHOT_IMAGES // batch),
                                    device=device))
         pruner.take(prune_oneshot_(student, plan, images).masks)
-    recipe = Recipe(epochs=epochs, optimizer="sgd" if has_norms(student) else "adam", bfloat16=fast_bfloat16(device),
+    recipe = Recipe(epochs=epochs, optimizer="sgd" if has_norms(student) else "adam", bfloat16=bfloat16,
                     warmup_steps=max(1, min(100, epochs * length // 20)))
     if data.labels is not None and outputs == (few.batch, data.classes):
         result = fine_tune(pruner, loader, teacher=teacher, recipe=recipe, checkpoint=checkpoint, progress=progress)
@@ -156,10 +157,10 @@ def _schedule(checkpoint: str | Path | None, seconds: Callable[[], float], minut
     return max(1, round(steps / length)), length
 
 
-def _seconds_per_step(student: nn.Module, teacher: nn.Module, few: Any) -> float:
+def _seconds_per_step(student: nn.Module, teacher: nn.Module, few: Any, bfloat16: bool) -> float:
     """The median time of the training steps that ``few`` batches make, measured on a copy."""
     trial = copy.deepcopy(student)
     times = [time.monotonic()]
-    distill(Pruner(trial, Plan.per_layer(module_layers(trial), {})), teacher, few, recipe=Recipe(epochs=1),
-            progress=lambda status: times.append(time.monotonic()))
+    distill(Pruner(trial, Plan.per_layer(module_layers(trial), {})), teacher, few,
+            recipe=Recipe(epochs=1, bfloat16=bfloat16), progress=lambda status: times.append(time.monotonic()))
     return statistics.median(after - before for before, after in pairwise(times))
