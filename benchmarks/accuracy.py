@@ -123,7 +123,8 @@ def run(row: Row, seed: int, options: argparse.Namespace, say: Callable[[str], N
                 f"{status.seconds:.0f} s")
 
     result = fine_tune(pruner, loader, teacher=teacher,
-                       recipe=task.recipe(epochs, row.lr, minutes=options.minutes, seed=seed),
+                       recipe=task.recipe(epochs, row.lr, minutes=options.minutes, seed=seed,
+                                            compile=options.compile),
                        checkpoint=options.out / row.file(seed, "checkpoint"), progress=progress)
     report = pruner.finalize_()
     write_atomic(options.out / row.file(seed, "safetensors"),
@@ -181,6 +182,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, help="of retraining, where that is less than the epochs take")
     parser.add_argument("--images", type=int, help="train on the first so many images only")
     parser.add_argument("--threads", type=int, default=1, help="computing threads of the training")
+    parser.add_argument("--compile", action="store_true", help="train networks that torch.compile compiled")
     parser.add_argument("--engines", nargs="*", default=["onnxruntime", "openvino"], help="none: no timing")
     parser.add_argument("--seconds", type=float, default=2.0, help="measuring time for each engine")
     parser.add_argument("--tune", type=float, default=0.0, help="seconds of tuning for each network")

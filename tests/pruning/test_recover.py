@@ -110,6 +110,48 @@ def test_labels_and_teacher_together_in_bfloat16(trained):
     assert pruner.model[3].weight.dtype == torch.float32
 
 
+@pytest.fixture
+def traced(monkeypatch):
+    """``torch.compile`` with its tracing, but without a C++ compiler; counts the graphs that it traced."""
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph
+
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model: real(model, backend=backend))
+    yield graphs
+    torch._dynamo.reset()
+
+
+def test_a_compiled_network_learns_the_same(trained, traced):
+    ends = []
+    for compiled in (False, True):
+        pruner = pruned(copy.deepcopy(trained), 4)
+        fine_tune(pruner, Loader(), teacher=trained, recipe=Recipe(epochs=2, lr=0.05, bfloat16=True, compile=compiled))
+        ends.append(final_bits(pruner.model))
+        assert len(traced) == 2 * compiled  # the network and its teacher, once each
+    assert ends[0].keys() == ends[1].keys()
+    for name, bits in ends[0].items():
+        assert torch.allclose(bits.float(), ends[1][name].float(), rtol=0.05, atol=0.02), name
+
+
+def test_what_cannot_be_compiled_is_told(trained, monkeypatch):
+    real = torch.compile
+    with pytest.raises(TrainingError, match="layers of a compiled network"):
+        distill(pruned(), trained, Loader(), recipe=Recipe(epochs=1, compile=True))
+    monkeypatch.setattr(torch, "compile", lambda model: real(model, backend=broken))
+    with pytest.raises(TrainingError, match=r"torch.compile cannot compile the network.*no such processor") as info:
+        fine_tune(pruned(), Loader(), recipe=Recipe(epochs=1, compile=True))
+    assert "without compile" in info.value.fix
+    torch._dynamo.reset()
+
+
+def broken(graph, _):
+    raise OSError("no such processor")
+
+
 def test_a_probability_output_is_compared_as_one(trained):
     teacher = nn.Sequential(trained, nn.Softmax(1))
     student = pruned(nn.Sequential(copy.deepcopy(trained), nn.Softmax(1)))

@@ -74,10 +74,15 @@ def check_labels(outputs: Any, labels: Any) -> None:
                             fix=f"labels are 0 to {outputs.shape[1] - 1}")
 
 
+def not_compiled(error: Exception) -> TrainingError:
+    """The error that tells why ``torch.compile`` failed."""
+    reason = " ".join(str(error).strip().splitlines()[:2])  # who raised it, and what
+    return TrainingError(f"torch.compile cannot compile the network: {reason}", fix="train without compile")
+
+
 def refused(batch: Any, step: int, error: Exception) -> TrainingError:
     """The error that tells of a batch that the model or the loss did not take."""
     shapes = ", ".join(f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}" for tensor in nested(batch))
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return TrainingError(f"the model or the loss does not take the batch ({shapes or type(batch).__name__}): {first}",
                          where=f"step {step}", fix="check that the loader gives what the model takes")
-

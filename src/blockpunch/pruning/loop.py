@@ -7,6 +7,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch._dynamo.exc import TorchDynamoException
 
 from blockpunch.errors import TrainingError
 from blockpunch.pruning import checkpoint as files
 from blockpunch.pruning.allocator import memory_kept
 from blockpunch.pruning.depthwise import DepthwiseInFloat32
-from blockpunch.pruning.diagnosis import first_not_finite, refused
+from blockpunch.pruning.diagnosis import first_not_finite, not_compiled, refused
 from blockpunch.pruning.objectives import Objective
 from blockpunch.pruning.recipe import Recipe
 from blockpunch.pruning.torch_prune import Pruner
@@ -62,6 +64,7 @@ class Run:
         self.path = Path(checkpoint) if checkpoint is not None else None
         self.between, self.progress, self.validate = checkpoint_seconds, progress, validate
         self.model = pruner.model
+        self.network = torch.compile(self.model) if recipe.compile else self.model
         self.length = _length(loader)
         self.steps = self.length * recipe.epochs
         if pruner.method is not None and pruner.method.steps > self.steps:
@@ -139,7 +142,7 @@ class Run:
         batch = _prepared(batch, self.parameters[0].device, self.recipe.channels_last)
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.rate(self.step, self._done())
-        loss = self._loss(batch)
+        loss = self._loss(self.network, batch)
         value = float(loss.detach())
         if math.isfinite(value):
             loss.backward()
@@ -150,7 +153,7 @@ class Run:
                 self.optimizer.zero_grad()
                 self.pruner.step()
                 return value
-        where = first_not_finite(self.model, lambda: self._loss(batch))
+        where = first_not_finite(self.model, lambda: self._loss(self.model, batch))
         kept = f"; the last good checkpoint is {self.path}" if self.path is not None and self.path.exists() else ""
         raise TrainingError(f"the loss or its gradient is not finite at step {self.step + 1} of {self.steps}{kept}",
                             where=where, fix=f"lower the learning rate (now {self.recipe.peak:g}) or turn bfloat16 off")
@@ -163,15 +166,21 @@ class Run:
             return False
         return True
 
-    def _loss(self, batch: Any) -> torch.Tensor:
+    def _loss(self, network: Any, batch: Any) -> torch.Tensor:
         kind = self.parameters[0].device.type
-        with torch.autocast(kind, torch.bfloat16, enabled=self.recipe.bfloat16), DepthwiseInFloat32():
+        with torch.autocast(kind, torch.bfloat16, enabled=self.recipe.bfloat16), self._depthwise():
             try:
-                return self.objective(self.model, batch)
+                return self.objective(network, batch)
             except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
                 if isinstance(error, torch.OutOfMemoryError):
                     raise
+                if isinstance(error, TorchDynamoException):
+                    raise not_compiled(error) from error
                 raise refused(batch, self.step + 1, error) from error
+
+    def _depthwise(self) -> AbstractContextManager[Any]:
+        """Keeps depthwise layers fast under bfloat16; where the network is compiled it would cut it at each call."""
+        return nullcontext() if self.recipe.compile else DepthwiseInFloat32()
 
     def _done(self) -> float:
         done = self.step / self.steps

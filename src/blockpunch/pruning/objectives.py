@@ -58,11 +58,20 @@ class Distillation:
         feature_weight: of the mean of their losses.
         labels: if given, mixed in with ``1 - weight``.
         weight: of the loss against the teacher's outputs.
+        compile: compile the teacher, as :class:`~blockpunch.pruning.recipe.Recipe` does the student.
+
+    Raises:
+        TrainingError: ``features`` of compiled networks, whose layers nothing can watch.
     """
 
     def __init__(self, teacher: nn.Module, *, temperature: float = 4.0, features: Sequence[str] = (),
-                 feature_weight: float = 1.0, labels: Loss | None = None, weight: float = 0.9) -> None:
-        self.teacher, self.temperature, self.features = teacher.eval(), temperature, tuple(features)
+                 feature_weight: float = 1.0, labels: Loss | None = None, weight: float = 0.9,
+                 compile: bool = False) -> None:
+        if compile and features:
+            raise TrainingError("outputs of layers of a compiled network cannot be compared",
+                                fix="train without compile, or without features")
+        self.teacher = torch.compile(teacher.eval()) if compile else teacher.eval()
+        self.temperature, self.features = temperature, tuple(features)
         self.feature_weight, self.labels, self.weight = feature_weight, labels, weight
 
     def __call__(self, model: nn.Module, batch: Any) -> torch.Tensor:

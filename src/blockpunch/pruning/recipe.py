@@ -35,6 +35,8 @@ class Recipe:
             is not exactly repeatable.
         bfloat16: run the forward pass under autocast (weights stay float32).
         channels_last: memory format of images and weights; usually faster on CPUs.
+        compile: compile the network by ``torch.compile``: minutes before the first step, then faster steps. Not with
+            outputs of layers to compare; nothing for depthwise layers in bfloat16 on a CPU, which are slow then.
         as_used: run the network in the mode it is used in: batch-norms on their stored statistics, no dropout. Right
             for few images or small batches, where it is to come back to what it was.
         seed: of data order and augmentation; each epoch starts from a seed of its own.
@@ -50,6 +52,7 @@ class Recipe:
     minutes: float | None = None
     bfloat16: bool = False
     channels_last: bool = True
+    compile: bool = False
     as_used: bool = False
     seed: int = 0
 

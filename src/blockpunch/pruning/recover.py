@@ -47,10 +47,11 @@ def fine_tune(pruner: Pruner, loader: Iterable[Any], *, recipe: Recipe | None = 
         TrainingError: the loss is not finite, or the checkpoint is of another run.
         OutputError: the checkpoint cannot be written.
     """
-    labels = Labels(loss)
+    recipe, labels = recipe or Recipe(), Labels(loss)
     objective: Objective = labels if teacher is None else Distillation(
-        teacher, labels=labels.loss, weight=teacher_weight, features=features, feature_weight=feature_weight)
-    return Run(pruner, loader, recipe or Recipe(), objective, checkpoint, checkpoint_seconds, progress, validate).go()
+        teacher, labels=labels.loss, weight=teacher_weight, features=features, feature_weight=feature_weight,
+        compile=recipe.compile)
+    return Run(pruner, loader, recipe, objective, checkpoint, checkpoint_seconds, progress, validate).go()
 
 
 def distill(pruner: Pruner, teacher: nn.Module, loader: Iterable[Any], *, recipe: Recipe | None = None,
@@ -76,6 +77,7 @@ def distill(pruner: Pruner, teacher: nn.Module, loader: Iterable[Any], *, recipe
     if features is None:
         known = dict(teacher.named_modules())
         features = [name for name in pruner.plan.pruned() if name in known]
-    objective = Distillation(teacher, temperature=temperature, features=features, feature_weight=feature_weight)
-    return Run(pruner, loader, recipe or Recipe(optimizer="adam", as_used=True), objective, checkpoint,
-               checkpoint_seconds, progress, validate).go()
+    recipe = recipe or Recipe(optimizer="adam", as_used=True)
+    objective = Distillation(teacher, temperature=temperature, features=features, feature_weight=feature_weight,
+                             compile=recipe.compile)
+    return Run(pruner, loader, recipe, objective, checkpoint, checkpoint_seconds, progress, validate).go()
