@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from blockpunch.mapping.grid import DENSE, rates_for, refines, schemes_for
+from blockpunch.mapping.links import links
 from blockpunch.mapping.network import Cell, Item, Network
 from blockpunch.mapping.table import LatencyTable
 from blockpunch.plan import LayerPlan, Plan
@@ -71,18 +72,22 @@ def contenders(network: Network, table: LatencyTable) -> dict[str, list[Cell]]:
 
     Out go cells slower than the dense layer, those that save less than :data:`STEP` over a lower rate of their scheme,
     and those that another one beats that is no slower, keeps as many weights and is finer (each of their masks is one
-    of its masks). Layers that are left dense by default have none.
+    of its masks), unless they take whole channels or filters that a linked layer has no work with then. Layers that are
+    left dense by default have none.
 
     Raises:
         DataError: the table does not know the network.
     """
     found: dict[str, list[Cell]] = {}
+    linked = {(name, kind) for link in links(network.graph)
+              for name, kind in ((link.writer, "filter"), (link.reader, "channel"))}
     for item in network.items:
         if item.dense_because:
             continue
         dense = table.dense(item)
         cells = _worth_while(_cells(item, table), dense)
-        kept = [cell for cell, s in cells.items() if not any(
+        frees = {cell[0] for cell in cells for layer in item.layers if (layer.name, cell[0].regularity) in linked}
+        kept = [cell for cell, s in cells.items() if cell[0] in frees or not any(
             other_s <= s + EVEN * dense and other[1] <= cell[1] and refines(other[0], cell[0], item.layers[0])
             for other, other_s in cells.items())]
         for layer in item.layers:

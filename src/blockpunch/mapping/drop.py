@@ -55,7 +55,7 @@ def map_within_drop(exact: Exact, points: float, lost: Callable[[Plan], tuple[fl
         if trials and upper - lower < FINE * exact.dense.seconds:
             break
         at = min(max(_next(exact, points, trials, lower, upper), bad + 1), good - 1)
-        found = Trial(exact.seconds(at), exact.cost(at), *lost(exact.mapped(at).plan))
+        found = Trial(exact.predicted(at).seconds, exact.cost(at), *lost(exact.mapped(at).plan))
         trials.append(found)
         if found.points <= points:
             good = at
@@ -76,7 +76,7 @@ def _next(exact: Exact, points: float, trials: list[Trial], lower: float, upper:
     if telling := _telling(trials, points):
         cost = telling[0].cost * (points / telling[0].points) ** (1 / _power(telling))
         seconds = next((exact.seconds(i) for i in range(len(exact)) if exact.cost(i) <= cost), upper)
-    return exact.within(min(max(seconds, lower + room), upper - room)) or 0
+    return exact.near(min(max(seconds, lower + room), upper - room)) or 0
 
 
 def _telling(trials: list[Trial], points: float) -> list[Trial]:

@@ -2,14 +2,17 @@
 
 The loss is the sum over the layers of the relative error that second-order one-shot pruning leaves in their output
 (:mod:`blockpunch.pruning.layer_errors`), weighted by how much the network's answer feels it
-(:mod:`blockpunch.pruning.sensitivity`); the time is the sum of measured latencies. Dynamic programming over both
-follows SPDY (Frantar and Alistarh 2022); here schemes and block sizes compete as well as rates.
+(:mod:`blockpunch.pruning.sensitivity`); the time is the sum of measured latencies, less what layers save each other by
+whole filters and channels. Dynamic programming over both follows SPDY (Frantar and Alistarh 2022); here schemes and
+block sizes compete as well as rates. Which of the best plans meets a goal is said by the compiled plan's prediction.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import numpy as np
 
 from blockpunch.errors import DataError
 from blockpunch.mapping.choices import (
@@ -21,20 +24,25 @@ from blockpunch.mapping.choices import (
     options,
     write_plan,
 )
+from blockpunch.mapping.coupling import Alive, Chains
 from blockpunch.mapping.goal import Goal, unreachable
-from blockpunch.mapping.network import Network
+from blockpunch.mapping.network import Cell, Network
 from blockpunch.mapping.prediction import predict
-from blockpunch.mapping.solver import Frontier, frontier
+from blockpunch.mapping.solver import Frontier
 from blockpunch.mapping.table import LatencyTable, Prediction
 
 SOURCE = "exact"
 POINTS = 40
 """Points of the frontier that are shown."""
+LOOKS = 8
+"""Plans of the frontier that are compiled, at most, to find the one for a latency."""
+NEAR = 0.01
+"""Part of a latency by which a plan may be faster than asked for."""
 
 
 def map_exact(network: Network, table: LatencyTable, errors: Errors, goal: Goal, *,
-              importance: Mapping[str, float] | None = None) -> Mapped:
-    """The plan that costs least among those that the table predicts to reach ``goal``.
+              importance: Mapping[str, float] | None = None, alive: Alive | None = None) -> Mapped:
+    """The plan that costs least among those that are predicted to reach ``goal``.
 
     Args:
         network: dense.
@@ -42,16 +50,15 @@ def map_exact(network: Network, table: LatencyTable, errors: Errors, goal: Goal,
         errors: of its layers, for the cells to choose from; layers without errors stay dense.
         goal: latency or speed-up (:func:`blockpunch.mapping.drop.map_within_drop` takes a loss of accuracy).
         importance: factor on a layer's errors, 1 where it is not named.
+        alive: filters and channels that still have weights, by cell, where that is known: linked layers save each other
+            time by those that have none.
 
     Raises:
         DataError: the table does not know the network, or no layer has errors.
         PlanError: the goal cannot be reached; names the fastest point.
     """
-    exact = Exact.solve(network, table, errors, importance or {})
-    point = exact.within(goal.seconds(exact.dense.seconds))
-    if point is None:
-        raise unreachable(goal, exact.seconds(0), exact.dense.seconds, network.graph.name)
-    return exact.mapped(point)
+    exact = Exact.solve(network, table, errors, importance or {}, alive or {})
+    return exact.mapped(exact.reached(goal))
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,7 @@ class Exact:
     Attributes:
         network, table: that they are for.
         offered: the options of each item.
+        chains: which items save each other time.
         best: the frontier over them, without the steps that have no weights.
         dense: prediction of the dense network.
     """
@@ -68,11 +76,14 @@ class Exact:
     network: Network
     table: LatencyTable
     offered: list[list[Option]]
+    chains: Chains
     best: Frontier
     dense: Prediction
+    _predicted: dict[int, Prediction] = field(default_factory=dict)
 
     @classmethod
-    def solve(cls, network: Network, table: LatencyTable, errors: Errors, importance: Mapping[str, float]) -> Exact:
+    def solve(cls, network: Network, table: LatencyTable, errors: Errors, importance: Mapping[str, float],
+              alive: Alive) -> Exact:
         """The frontier; see :func:`map_exact`."""
         dense = table.predict(network, {})
         offered = [options(item, table, errors, importance) for item in network.items]
@@ -82,40 +93,84 @@ class Exact:
                                 fix=f"let more be measured (--profile-seconds, or {table.advice})")
             raise DataError("no errors for any layer of this network", where=network.graph.name,
                             fix="compute them on photos of this model (--photos)")
-        best = frontier([[(option.seconds, option.cost) for option in choices] for choices in offered])
-        return cls(network, table, offered, best, dense)
+        chains = Chains.of(network, offered, alive)
+        best = chains.frontier(offered)
+        return cls(network, table, offered, chains, best, dense, {len(best.seconds) - 1: dense})
 
     def __len__(self) -> int:
         return len(self.best.seconds)
 
     def seconds(self, point: int) -> float:
-        """Of the whole network at a point, what layers do to their neighbours not counted in: it is no less."""
-        return float(self.best.seconds[point]) + self.dense.rest
+        """Of the whole network at a point: the solver's, corrected as the nearest compiled plans are."""
+        at = sorted(self._predicted)
+        ratios = [self._predicted[known].seconds / (self.best.seconds[known] + self.dense.rest) for known in at]
+        return float((self.best.seconds[point] + self.dense.rest) * np.interp(point, at, ratios))
+
+    def predicted(self, point: int) -> Prediction:
+        """Of the whole network at a point, compiled."""
+        if point not in self._predicted:
+            self._predicted[point] = predict(self.network, self.table, self._cells(point))
+        return self._predicted[point]
 
     def cost(self, point: int) -> float:
         """At a point."""
         return float(self.best.costs[point])
 
+    def near(self, seconds: float) -> int | None:
+        """The cheapest point that takes at most ``seconds`` as far as is known, or None."""
+        low, high = 0, len(self)
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (middle + 1, high) if self.seconds(middle) <= seconds else (low, middle)
+        return low - 1 if low else None
+
     def within(self, seconds: float) -> int | None:
-        """The cheapest point that takes at most ``seconds``, or None."""
-        return self.best.within(seconds - self.dense.rest)
+        """The cheapest point found of which the compiled plan is predicted to take at most ``seconds``, or None.
+
+        Looked for where the plans that were compiled say that it is: each one that is makes that more certain.
+        """
+        good, bad = -1, len(self)
+        for _ in range(LOOKS):
+            at = min(max(self.near(seconds) or 0, good + 1), bad - 1)
+            found = self.predicted(at).seconds
+            good, bad = (at, bad) if found <= seconds else (good, at)
+            if bad - good <= 1 or (found <= seconds and found > (1 - NEAR) * seconds):
+                break
+        return good if good >= 0 else (0 if self.predicted(0).seconds <= seconds else None)
+
+    def reached(self, goal: Goal) -> int:
+        """The point for a latency or a speed-up.
+
+        Raises:
+            PlanError: there is none; names the fastest point.
+        """
+        point = self.within(goal.seconds(self.dense.seconds))
+        if point is None:
+            raise unreachable(goal, self.predicted(0).seconds, self.dense.seconds, self.network.graph.name)
+        return point
 
     def mapped(self, point: int) -> Mapped:
         """The plan of a point, with its reasons."""
-        chosen = [choices[at] for choices, at in zip(self.offered, self.best.chosen(point), strict=True)]
-        price = self.best.price(point)
+        chosen, price = self._options(point), self.best.price(point)
         by_step = {item.step: (option, choices) for item, option, choices in
                    zip(self.network.items, chosen, self.offered, strict=True)}
         reasons = {step: why(option, choices, price) for step, (option, choices) in by_step.items() if len(choices) > 1}
-        cells = {step: option.cell for step, (option, _) in by_step.items()}
-        found = predict(self.network, self.table, cells)
-        plan = write_plan(self.network, cells, found.items, SOURCE, reasons)
+        found = self.predicted(point)
+        plan = write_plan(self.network, self._cells(point), found.items, SOURCE, reasons)
         return Mapped(plan, found.seconds, self.dense.seconds, found.rest, self.cost(point), self.shown())
+
+    def _options(self, point: int) -> list[Option]:
+        return [choices[at] for choices, at in
+                zip(self.offered, self.chains.chosen(self.best, point), strict=True)]
+
+    def _cells(self, point: int) -> dict[str, Cell]:
+        return {item.step: option.cell for item, option in
+                zip(self.network.items, self._options(point), strict=True)}
 
     def shown(self) -> tuple[tuple[float, float], ...]:
         """(seconds, cost) of points evenly spread over the latencies."""
         low, high = self.seconds(0), self.seconds(len(self) - 1)
-        at = {self.within(low + (high - low) * i / (POINTS - 1)) for i in range(POINTS)} | {0, len(self) - 1}
+        at = {self.near(low + (high - low) * i / (POINTS - 1)) for i in range(POINTS)} | {0, len(self) - 1}
         return tuple((self.seconds(i), self.cost(i)) for i in sorted(i for i in at if i is not None))
 
 

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -34,7 +36,7 @@ from blockpunch.pruning.torch_prune import module_layers
 from blockpunch.schemes import Scheme
 
 FORMAT = "blockpunch-layer-errors"
-VERSION = 4
+VERSION = 5
 STEPS = 8
 """Steps of the search for a mask: a proxy needs no more."""
 TYPICAL = 0.05
@@ -43,6 +45,7 @@ MEMORY = 1.5e9
 """Bytes of moments held at once; more layers than fit take another pass over the images."""
 
 Candidate = tuple[Scheme | str, float]
+Flags = npt.NDArray[np.bool_]
 Progress = Callable[[int, int, str], None]
 
 
@@ -52,18 +55,21 @@ class LayerErrors:
 
     ``scheme`` is text such as ``"block-punched:8x4"``. ``sensitivity[layer]`` is what an error of 1 there does to the
     network's answer (:func:`blockpunch.pruning.sensitivity.sensitivity`): the sum of their products stands for the
-    network's loss. ``skipped`` says why layers have no errors; ``source`` tells the model and images from others.
+    network's loss. ``alive[layer][(scheme, rate)]``: which filters and which input channels (of grouped layers: none
+    counts as empty) still have weights. ``skipped`` says why layers have no errors; ``source`` tells the model and
+    images from others.
     """
 
     errors: dict[str, dict[tuple[str, float], float]] = field(default_factory=dict)
     sensitivity: dict[str, float] = field(default_factory=dict)
+    alive: dict[str, dict[tuple[str, float], tuple[Flags, Flags]]] = field(default_factory=dict, compare=False)
     skipped: dict[str, str] = field(default_factory=dict)
     source: str = ""
 
     def save(self, path: str | Path) -> None:
         """Write JSON, whole or not at all (:class:`OutputError` if it cannot be)."""
-        layers = {name: [[scheme, rate, error] for (scheme, rate), error in table.items()]
-                  for name, table in self.errors.items()}
+        layers = {name: [[scheme, rate, error, *map(_bits, self.alive.get(name, {}).get((scheme, rate), ()))]
+                         for (scheme, rate), error in table.items()] for name, table in self.errors.items()}
         rows = ",\n".join(f"    {json.dumps(name)}: {json.dumps(table)}" for name, table in layers.items())
         head = {"format": FORMAT, "version": VERSION, "source": self.source, "skipped": self.skipped,
                 "sensitivity": self.sensitivity}
@@ -80,9 +86,11 @@ class LayerErrors:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
             if (data["format"], data["version"]) != (FORMAT, VERSION):
                 raise ValueError(f"{data['format']} of version {data['version']}")
-            errors = {str(name): {(str(scheme), float(rate)): float(error) for scheme, rate, error in rows}
+            errors = {str(name): {(str(scheme), float(rate)): float(error) for scheme, rate, error, *_ in rows}
                       for name, rows in data["layers"].items()}
-            return cls(errors, dict(data["sensitivity"]), dict(data["skipped"]), str(data["source"]))
+            alive = {str(name): {(str(scheme), float(rate)): (_flags(bits[0]), _flags(bits[1]))
+                                 for scheme, rate, _, *bits in rows if bits} for name, rows in data["layers"].items()}
+            return cls(errors, dict(data["sensitivity"]), alive, dict(data["skipped"]), str(data["source"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"no table of layer errors ({error})", where=str(path),
                             fix="remove the file; it is computed anew") from error
@@ -130,8 +138,11 @@ def layer_errors(model: nn.Module, batches: Iterable[Any], candidates: Mapping[s
             weights = [pruner.prune(scheme, rate).weight for pruner in pruners] if rate > 1 else []
             errors = [seen.judge.error(weight.reshape(seen.judge.weight.shape)) for weight in weights]
             table[(str(scheme), float(rate))] = error = min(errors, default=0.0)
-            if weights and abs(error - TYPICAL) < best:
-                best, pruned[name] = abs(error - TYPICAL), weights[errors.index(error)]
+            if weights:
+                weight = weights[errors.index(error)]
+                result.alive.setdefault(name, {})[str(scheme), float(rate)] = _alive(weight, layers[name])
+                if abs(error - TYPICAL) < best:
+                    best, pruned[name] = abs(error - TYPICAL), weight
         done += 1
         if store is not None:
             result.save(store)
@@ -160,6 +171,23 @@ def _wanted(rows: Sequence[tuple[Scheme, float]], known: Mapping[tuple[str, floa
     if finished or not pruning:
         return missing
     return [*missing, min(pruning, key=lambda row: abs(known[str(row[0]), row[1]] - TYPICAL))]
+
+
+def _alive(weight: torch.Tensor, layer: Layer) -> tuple[Flags, Flags]:
+    """Which filters and which input channels have weights."""
+    used = weight.reshape(*layer.shape[:2], -1).any(2)
+    channels = used.any(0) if layer.conv_groups == 1 else torch.ones(layer.shape[1], dtype=torch.bool)
+    return used.any(1).cpu().numpy(), channels.cpu().numpy()
+
+
+def _bits(flags: Flags) -> str:
+    """Flags as text: their number, and bits in hexadecimal digits."""
+    return f"{len(flags)}:{np.packbits(flags).tobytes().hex()}"
+
+
+def _flags(text: str) -> Flags:
+    count, _, digits = text.partition(":")
+    return np.unpackbits(np.frombuffer(bytes.fromhex(digits), np.uint8), count=int(count)).astype(np.bool_)
 
 
 def _begun(store: str | Path | None, source: str) -> LayerErrors:

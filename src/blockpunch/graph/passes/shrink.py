@@ -52,17 +52,18 @@ def _channels(graph: Graph, name: str) -> int:
     return shape[1] if len(shape) > 1 else 1
 
 
-def _is_layer(node: Node, graph: Graph) -> bool:
+def is_layer(node: Node, graph: Graph) -> bool:
     """Whether every result channel is a weighted sum over all input channels."""
     return ((node.op == "Conv" and node.attrs["groups"] == 1)
             or (node.op == "Linear" and len(graph.shape(node.inputs[0])) == 2))
 
 
-def _is_depthwise(node: Node, graph: Graph) -> bool:
+def is_depthwise(node: Node, graph: Graph) -> bool:
+    """Whether it is a convolution with one filter for each channel."""
     return node.op == "Conv" and graph.shape(node.inputs[1])[:2] == (node.attrs["groups"], 1)
 
 
-def _is_channelwise(node: Node, graph: Graph) -> bool:
+def is_channelwise(node: Node, graph: Graph) -> bool:
     """Whether result channel c (or its run of features, of a Reshape) depends on channel c of every input alone."""
     x, y = graph.shape(node.inputs[0]), graph.shape(node.outputs[0])
     if len(x) < 2 or len(y) < 2:
@@ -74,7 +75,7 @@ def _is_channelwise(node: Node, graph: Graph) -> bool:
     if node.op in ("ReduceMean", "ReduceMax"):
         return len(x) == 4 and node.attrs["axes"] == (2, 3)
     return (OPERATORS[node.op].unary or node.op in ("MaxPool", "AveragePool", "GlobalAveragePool", "Resize")
-            or _is_depthwise(node, graph))
+            or is_depthwise(node, graph))
 
 
 def _fits(graph: Graph, name: str, shape: tuple[int, ...]) -> bool:
@@ -96,11 +97,11 @@ def _constant_channels(graph: Graph) -> dict[str, Array]:
     known = {name: np.full(_channels(graph, name), np.nan) for name in graph.values}
     for node in graph:
         out, values = node.outputs[0], [known.get(name) for name in node.inputs]
-        if _is_layer(node, graph):
+        if is_layer(node, graph):
             found = _layer_constants(graph, node, known[node.inputs[0]])
         elif node.op == "Concat" and node.attrs["axis"] == 1:
             found = np.concatenate([v for v in values if v is not None])
-        elif _is_channelwise(node, graph):
+        elif is_channelwise(node, graph):
             found = _channelwise_constants(graph, node, known)
         else:
             continue
@@ -136,7 +137,7 @@ def _layer_constants(graph: Graph, node: Node, numbers: Array) -> Array:
 
 def _channelwise_constants(graph: Graph, node: Node, known: dict[str, Array]) -> Array:
     numbers, rank = known[node.inputs[0]] if node.inputs[0] in known else np.zeros(0), len(graph.shape(node.outputs[0]))
-    if _is_depthwise(node, graph):
+    if is_depthwise(node, graph):
         weight = graph.constants[node.inputs[1]]
         if len(weight) != len(numbers):
             return np.full(len(weight), np.nan)
@@ -184,7 +185,7 @@ def _dead_channels(graph: Graph, constants: dict[str, Array]) -> Dead:
     for name in (*graph.inputs, *graph.outputs):
         dead[name][:] = False
     for node in graph:
-        if _is_layer(node, graph):
+        if is_layer(node, graph):
             x = node.inputs[0]
             weight = graph.constants[node.inputs[1]]
             unread = ~weight.any(axis=(0, *range(2, weight.ndim)))
@@ -203,18 +204,18 @@ def _dead_channels(graph: Graph, constants: dict[str, Array]) -> Dead:
 def _agree(graph: Graph, node: Node, dead: Dead) -> None:
     """Let a node's inputs and result lose the same channels."""
     out = node.outputs[0]
-    if _is_layer(node, graph):
+    if is_layer(node, graph):
         _intersect(dead, [out, *_fused_operands(node)])
     elif node.op == "Concat" and node.attrs["axis"] == 1 and not node.epilogue and _distinct_values(graph, node):
         ends = np.cumsum([len(dead[name]) for name in node.inputs])
         for name, part in zip(node.inputs, np.split(dead[out], ends[:-1]), strict=True):
             part &= dead[name]
             dead[name] &= part
-    elif node.op == "Reshape" and _is_channelwise(node, graph) and not node.epilogue:
+    elif node.op == "Reshape" and is_channelwise(node, graph) and not node.epilogue:
         runs = dead[out].reshape(len(dead[node.inputs[0]]), -1)
         dead[node.inputs[0]] &= runs.all(axis=1)
         runs &= dead[node.inputs[0]][:, None]
-    elif _is_channelwise(node, graph) and len(dead[node.inputs[0]]) == len(dead[out]):
+    elif is_channelwise(node, graph) and len(dead[node.inputs[0]]) == len(dead[out]):
         _intersect(dead, [out, *(name for name in node.inputs if name in dead)])
     else:
         for name in (out, *(name for name in node.inputs if name in dead)):
@@ -252,13 +253,13 @@ def _smaller(editor: Editor, graph: Graph, node: Node, dead: Dead, constants: di
     kept = ~dead[node.outputs[0]]
     if node.op == "Reshape":
         return replace(node, attrs={**node.attrs, "shape": editor.graph.shape(node.outputs[0])})
-    if _is_layer(node, graph):
+    if is_layer(node, graph):
         gone = dead[node.inputs[0]]
         weight, bias = graph.constants[node.inputs[1]], _bias(graph, node)
         numbers = np.nan_to_num(constants[node.inputs[0]][gone])  # what is not a number is not read either
         bias = bias + _sums(weight[:, gone]) @ numbers
         new = _with_weights(editor, node, weight[kept][:, ~gone], bias[kept], node.attrs)
-    elif _is_depthwise(node, graph):
+    elif is_depthwise(node, graph):
         weight, bias = graph.constants[node.inputs[1]], _bias(graph, node)
         new = _with_weights(editor, node, weight[kept], bias[kept], {**node.attrs, "groups": int(kept.sum())})
     else:

@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from blockpunch.errors import DataError
-from blockpunch.mapping.choices import Errors, Option, options
-from blockpunch.mapping.goal import Goal, unreachable
+from blockpunch.mapping.choices import Errors, Option
+from blockpunch.mapping.coupling import Alive, Chains
+from blockpunch.mapping.exact import Exact
+from blockpunch.mapping.goal import Goal
 from blockpunch.mapping.network import Cell, Item, Network
-from blockpunch.mapping.solver import frontier
 from blockpunch.mapping.table import LatencyTable
 from blockpunch.schemes import Scheme
 
@@ -42,7 +42,8 @@ class Space:
     Args:
         items: of the network.
         offered: what can be chosen for each; the first option is dense.
-        budget: seconds that the items may take together; their fastest options must fit.
+        budget: seconds that the items may take together, by the solver; their fastest options must fit.
+        chains: which items save each other time.
 
     Attributes:
         schemes: all that are offered anywhere, in the order of their names.
@@ -52,6 +53,7 @@ class Space:
     items: Sequence[Item]
     offered: Sequence[Sequence[Option]]
     budget: float
+    chains: Chains
     schemes: list[Scheme] = field(init=False)
     open: list[int] = field(init=False)
 
@@ -62,23 +64,16 @@ class Space:
 
     @classmethod
     def of(cls, network: Network, table: LatencyTable, errors: Errors, goal: Goal,
-           importance: Mapping[str, float]) -> Space:
-        """The space of a network, with the same options as the exact mapping.
+           importance: Mapping[str, float], alive: Alive) -> Space:
+        """The space of a network, with the options of the exact mapping, and the budget of its plan for the goal.
 
         Raises:
             DataError: the table does not know the network, or no layer has errors.
             PlanError: the goal cannot be reached; names the fastest point.
         """
-        dense = table.predict(network, {})
-        offered = [options(item, table, errors, importance) for item in network.items]
-        if all(len(choices) == 1 for choices in offered):
-            raise DataError("no errors for any layer of this network", where=network.graph.name,
-                            fix="compute them on photos of this model (--photos)")
-        least = sum(min(option.seconds for option in choices) for choices in offered)
-        budget = goal.seconds(dense.seconds) - dense.rest
-        if least > budget:
-            raise unreachable(goal, least + dense.rest, dense.seconds, network.graph.name)
-        return cls(network.items, offered, budget)
+        exact = Exact.solve(network, table, errors, importance, alive)
+        point = exact.reached(goal)
+        return cls(network.items, exact.offered, float(exact.best.seconds[point]), exact.chains)
 
     @property
     def digest(self) -> str:
@@ -134,15 +129,14 @@ class Space:
                 wanted = self.schemes[scheme - 1]
                 within[at] = [n for n in within[at] if n == 0 or self.offered[at][n].scheme == wanted]
         self._release(within)
-        best = frontier([[(options[n].seconds, factor * options[n].cost) for n in numbers]
-                         for options, numbers, factor in zip(self.offered, within, factors, strict=True)])
-        chosen = best.chosen(best.within(self.budget) or 0)
+        best = self.chains.frontier(self.offered, within, factors)
+        chosen = self.chains.chosen(best, best.within(self.budget) or 0)
         return tuple(numbers[n] for numbers, n in zip(within, chosen, strict=True))
 
     @property
     def price(self) -> float:
         """Cost of a second at the exact mapping."""
-        best = frontier([[(option.seconds, option.cost) for option in options] for options in self.offered])
+        best = self.chains.frontier(self.offered)
         return best.price(best.within(self.budget) or 0)
 
     def _release(self, within: list[list[int]]) -> None:
