@@ -11,6 +11,7 @@ from pathlib import Path
 
 from blockpunch.layers import Layer
 from blockpunch.mapping.choices import Option
+from blockpunch.mapping.coupling import Chains
 from blockpunch.mapping.grid import DENSE
 from blockpunch.mapping.network import Cell, Item
 from blockpunch.mapping.search.controller import Controller
@@ -36,7 +37,7 @@ def space(budget: float = 3.2) -> Space:
             options += [Option(Scheme.parse(scheme), rate, min(1.0, slow / rate), weight * bad * (1 - 1 / rate), True)
                         for scheme, (slow, bad) in SCHEMES.items() for rate in RATES]
         offered.append(options)
-    return Space(items, offered, budget)
+    return Space(items, offered, budget, Chains(list(range(len(items))), [None] * len(items)))
 
 
 class Twisted:

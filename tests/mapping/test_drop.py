@@ -26,7 +26,7 @@ def exact(tmp_path: Path, network: Network) -> Exact:
     table = fill(LatencyTable(tmp_path / "t.jsonl", network.target), network)
     errors = {name: {(str(s), r): (1 - 1 / r) * (1 + (s.block or (40, 1))[0] / 20) for s, r in cells}
               for name, cells in contenders(network, table).items()}
-    return Exact.solve(network, table, errors, {})
+    return Exact.solve(network, table, errors, {}, {})
 
 
 def test_drop_counts_labels_or_expects() -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from itertools import product
+from collections.abc import Sequence
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from blockpunch.mapping import solver
-from blockpunch.mapping.solver import frontier
+from blockpunch.mapping.solver import Coupling, frontier
 
 numbers = st.integers(0, 12).map(float)
 networks = st.lists(st.lists(st.tuples(numbers, numbers), min_size=1, max_size=5), min_size=1, max_size=5)
@@ -30,6 +32,56 @@ def test_cheapest_within_every_budget(items: list[list[tuple[float, float]]], bu
     assert best.costs[point] == min(within)
     taken = [options[at] for options, at in zip(items, best.chosen(point), strict=True)]
     assert (sum(o[0] for o in taken), sum(o[1] for o in taken)) == (best.seconds[point], best.costs[point])
+
+
+@st.composite
+def coupled(draw: st.DrawFn) -> tuple[list[list[tuple[float, float]]], list[Coupling | None]]:
+    """Networks of which some items save each other time, in quarters."""
+    items = draw(st.lists(st.lists(st.tuples(numbers, numbers), min_size=1, max_size=4), min_size=1, max_size=4))
+    quarters = st.integers(0, 4).map(lambda n: n / 4)
+    couplings: list[Coupling | None] = [None]
+    for before, own in pairwise(items):
+        shape = len(before), len(own)
+        if draw(st.booleans()):
+            couplings.append(Coupling(*(draw(arrays(np.float64, shape, elements=quarters)) for _ in range(3))))
+        else:
+            couplings.append(None)
+    return items, couplings
+
+
+def total(items: list[list[tuple[float, float]]], couplings: list[Coupling | None], choice: Sequence[int]) -> float:
+    """Seconds of a choice, item by item."""
+    own = [options[at][0] for options, at in zip(items, choice, strict=True)]
+    seconds = list(own)
+    between = 0.0
+    for n, coupling in enumerate(couplings):
+        if coupling is not None:
+            at = choice[n - 1], choice[n]
+            seconds[n] *= coupling.own[at]
+            seconds[n - 1] *= coupling.before[at]
+            between += coupling.between[at]
+    return sum(seconds) - between
+
+
+@settings(deadline=None, max_examples=200)
+@given(coupled(), st.integers(-4, 60).map(float))
+def test_coupled_items_save_each_other_time(case: tuple[list[list[tuple[float, float]]], list[Coupling | None]],
+                                            budget: float) -> None:
+    """Sums are true; the best one is found, but that of two that lead to the same option one is gone for good."""
+    items, couplings = case
+    best = frontier(items, couplings)
+    for point in range(len(best.seconds)):
+        chosen = best.chosen(point)
+        assert best.seconds[point] == pytest.approx(total(items, couplings, chosen))
+        assert best.costs[point] == sum(options[at][1] for options, at in zip(items, chosen, strict=True))
+    everything = list(product(*(range(len(options)) for options in items)))
+    apart = all(coupling is None or following is None for coupling, following in pairwise(couplings))
+    if apart:  # pairs: nothing is lost
+        within = [sum(options[at][1] for options, at in zip(items, choice, strict=True)) for choice in everything
+                  if total(items, couplings, choice) <= budget + 1e-9]
+        found = best.within(budget + 1e-9)
+        assert (found is None) == (not within)
+        assert found is None or best.costs[found] == min(within)
 
 
 def test_long_frontiers_are_thinned_without_loss_that_matters(monkeypatch: pytest.MonkeyPatch) -> None:

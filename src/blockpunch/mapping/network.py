@@ -141,13 +141,18 @@ class Network:
         return found
 
     def pruned(self, cells: Mapping[str, Cell]) -> Graph:
-        """The graph with the smallest weights of each item (by its step) zeroed."""
+        """The graph with the smallest weights of each item (by its step) zeroed; whole filters lose their bias, too."""
         items, out = {item.step: item for item in self.items}, self.graph.copy()
         for step, cell in cells.items():
             for layer in items[step].layers:
-                name = self._nodes[layer.name].inputs[1]
-                weight = self.graph.constants[name]
-                out.constants[name] = np.where(self.mask(layer, cell), weight, np.zeros((), weight.dtype))
+                core = core_inputs(self._nodes[layer.name])
+                mask = self.mask(layer, cell)
+                kept = {core[1]: mask}
+                if cell[0].regularity == "filter" and len(core) > 2:
+                    kept[core[2]] = mask.reshape(len(mask), -1).any(axis=1)
+                for name, stays in kept.items():
+                    values = self.graph.constants[name]
+                    out.constants[name] = np.where(stays, values, np.zeros((), values.dtype))
         return out
 
     def mask(self, layer: Layer, cell: Cell) -> npt.NDArray[np.bool_]:

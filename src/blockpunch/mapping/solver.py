@@ -21,6 +21,8 @@ Numbers = npt.NDArray[np.int64]
 
 LONG = 10_000
 """Points of a frontier up to which nothing is left out; also the steps of the grid of latencies beyond."""
+EACH = 1_000
+"""The same for one of several frontiers that are kept beside each other."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ def frontier(items: Sequence[Sequence[tuple[float, float]]], couplings: Sequence
         if following is None:
             sums = _thinned(_joined(grown), whole, LONG)
         else:
-            sums = _joined([_thinned(each, whole, LONG // len(grown)) for each in grown])
+            sums = _joined([_thinned(each, whole, EACH) for each in grown])
         steps.append((sums.parent, sums.option))
     return Frontier(sums.seconds, sums.costs, tuple(steps))
 
@@ -128,13 +130,15 @@ def _joined(parts: Sequence[_Sums]) -> _Sums:
 
 
 def _thinned(sums: _Sums, whole: float, most: int) -> _Sums:
-    """The sums that none beats; of more than ``most`` in each step of a grid the first and the last."""
-    sums = sums.take(_best(sums.seconds, sums.costs))
-    if len(sums.seconds) <= most:
-        return sums
-    steps = (sums.seconds / (whole / most)).astype(np.int64)
-    change = np.flatnonzero(np.diff(steps))  # the fastest and the cheapest of each step
-    return sums.take(np.unique(np.concatenate([[0], change, change + 1, [len(steps) - 1]])))
+    """The sums that none beats; of more than ``most`` the fastest, and the cheapest of each step of a grid."""
+    if len(sums.seconds) > most:
+        steps = (sums.seconds * (most / whole)).astype(np.int64)
+        least = np.full(int(steps.max()) + 1, np.inf)
+        np.minimum.at(least, steps, sums.costs)
+        kept = sums.costs == least[steps]
+        kept[sums.seconds.argmin()] = True
+        sums = sums.take(np.flatnonzero(kept))
+    return sums.take(_best(sums.seconds, sums.costs))
 
 
 def _best(seconds: Floats, costs: Floats) -> Numbers:
