@@ -149,7 +149,7 @@ class Network:
                 mask = self.mask(layer, cell)
                 kept = {core[1]: mask}
                 if cell[0].regularity == "filter" and len(core) > 2:
-                    kept[core[2]] = mask.reshape(len(mask), -1).any(axis=1)
+                    kept[core[2]] = np.asarray(mask.reshape(len(mask), -1).any(axis=1))
                 for name, stays in kept.items():
                     values = self.graph.constants[name]
                     out.constants[name] = np.where(stays, values, np.zeros((), values.dtype))
