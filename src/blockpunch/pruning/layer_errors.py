@@ -25,6 +25,7 @@ from blockpunch.atomic import write_text
 from blockpunch.errors import DataError, SelectorError
 from blockpunch.plan import Layer
 from blockpunch.pruning.allocator import memory_kept
+from blockpunch.pruning.gradients import IMAGES, LARGEST, Gradients, gradients
 from blockpunch.pruning.hessian import Moments, grouped, input_columns, positions
 from blockpunch.pruning.looking import images_in, shared, unfit
 from blockpunch.pruning.means import MeansWatched, held_out, unpooled
@@ -55,21 +56,36 @@ class LayerErrors:
 
     ``scheme`` is text such as ``"block-punched:8x4"``. ``sensitivity[layer]`` is what an error of 1 there does to the
     network's answer (:func:`blockpunch.pruning.sensitivity.sensitivity`): the sum of their products stands for the
-    network's loss. ``alive[layer][(scheme, rate)]``: which filters and which input channels (of grouped layers: none
-    counts as empty) still have weights. ``skipped`` says why layers have no errors; ``source`` tells the model and
-    images from others.
+    network's loss. ``felt[layer][(scheme, rate)]``: the same at this very candidate, by few images
+    (:mod:`blockpunch.pruning.gradients`). ``alive[layer][(scheme, rate)]``: which filters and which input channels
+    still have weights (all channels count, where the layer is grouped). ``skipped`` says why layers have no errors;
+    ``source`` tells the model and images from others.
     """
 
     errors: dict[str, dict[tuple[str, float], float]] = field(default_factory=dict)
     sensitivity: dict[str, float] = field(default_factory=dict)
     alive: dict[str, dict[tuple[str, float], tuple[Flags, Flags]]] = field(default_factory=dict, compare=False)
+    felt: dict[str, dict[tuple[str, float], float]] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     source: str = ""
 
+    @property
+    def weighed(self) -> dict[str, dict[tuple[str, float], float]]:
+        """The errors, each times how much more than the one that ``sensitivity`` was taken at the answer feels it."""
+        found = {}
+        for name, errors in self.errors.items():
+            felt = self.felt.get(name, {})
+            typical = min(felt, key=lambda cell: abs(errors[cell] - TYPICAL), default=None)
+            usual = felt[typical] if typical is not None else 0.0
+            found[name] = {cell: error * (felt.get(cell, usual) / usual if usual > 0 else 1.0)
+                           for cell, error in errors.items()}
+        return found
+
     def save(self, path: str | Path) -> None:
         """Write JSON, whole or not at all (:class:`OutputError` if it cannot be)."""
-        layers = {name: [[scheme, rate, error, *map(_bits, self.alive.get(name, {}).get((scheme, rate), ()))]
-                         for (scheme, rate), error in table.items()] for name, table in self.errors.items()}
+        layers = {name: [[*cell, error, self.felt.get(name, {}).get(cell),
+                          *map(_bits, self.alive.get(name, {}).get(cell, ()))] for cell, error in table.items()]
+                  for name, table in self.errors.items()}
         rows = ",\n".join(f"    {json.dumps(name)}: {json.dumps(table)}" for name, table in layers.items())
         head = {"format": FORMAT, "version": VERSION, "source": self.source, "skipped": self.skipped,
                 "sensitivity": self.sensitivity}
@@ -86,11 +102,17 @@ class LayerErrors:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
             if (data["format"], data["version"]) != (FORMAT, VERSION):
                 raise ValueError(f"{data['format']} of version {data['version']}")
-            errors = {str(name): {(str(scheme), float(rate)): float(error) for scheme, rate, error, *_ in rows}
-                      for name, rows in data["layers"].items()}
-            alive = {str(name): {(str(scheme), float(rate)): (_flags(bits[0]), _flags(bits[1]))
-                                 for scheme, rate, _, *bits in rows if bits} for name, rows in data["layers"].items()}
-            return cls(errors, dict(data["sensitivity"]), alive, dict(data["skipped"]), str(data["source"]))
+            found = cls({}, dict(data["sensitivity"]), {}, {}, dict(data["skipped"]), str(data["source"]))
+            for name, rows in data["layers"].items():
+                found.errors[name] = {}
+                for scheme, rate, error, felt, *bits in rows:
+                    cell = str(scheme), float(rate)
+                    found.errors[name][cell] = float(error)
+                    if felt is not None:
+                        found.felt.setdefault(name, {})[cell] = float(felt)
+                    if bits:
+                        found.alive.setdefault(name, {})[cell] = _flags(bits[0]), _flags(bits[1])
+            return found
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"no table of layer errors ({error})", where=str(path),
                             fix="remove the file; it is computed anew") from error
@@ -136,11 +158,16 @@ def layer_errors(model: nn.Module, batches: Iterable[Any], candidates: Mapping[s
         table, best = result.errors.setdefault(name, {}), math.inf
         for scheme, rate in wanted[name]:
             weights = [pruner.prune(scheme, rate).weight for pruner in pruners] if rate > 1 else []
-            errors = [seen.judge.error(weight.reshape(seen.judge.weight.shape)) for weight in weights]
+            shaped = [weight.reshape(seen.judge.weight.shape) for weight in weights]
+            errors = [seen.judge.error(weight) for weight in shaped]
             table[(str(scheme), float(rate))] = error = min(errors, default=0.0)
             if weights:
                 weight = weights[errors.index(error)]
                 result.alive.setdefault(name, {})[str(scheme), float(rate)] = _alive(weight, layers[name])
+                if seen.gradients is not None and error > 0:
+                    shift = seen.judge.mean_shift(shaped[errors.index(error)])
+                    result.felt.setdefault(name, {})[str(scheme), float(rate)] = (
+                        seen.gradients.cost(weight, shift) / error)
                 if abs(error - TYPICAL) < best:
                     best, pruned[name] = abs(error - TYPICAL), weight
         done += 1
@@ -229,6 +256,10 @@ def _moments(model: nn.Module, images: Sequence[torch.Tensor], layers: Sequence[
             with torch.no_grad(), MeansWatched():
                 for batch in images:
                     model(batch)
+            for hook in hooks:
+                hook.remove()
+            for name, found_gradients in gradients(model, images, list(found), seed).items():
+                found[name].gradients = found_gradients
         finally:
             for hook in hooks:
                 hook.remove()
@@ -244,6 +275,7 @@ class _Seen:
     Attributes:
         fitted: those to fit to, and for a layer behind a global mean those of the map, too.
         others: those of every so many-th image, which are not in the first (:func:`held_out`); none, of few images.
+        gradients: what the answer feels of changes, unless the layer is too large.
     """
 
     def __init__(self, module: nn.Module, centred: bool, count: int, seed: int) -> None:
@@ -252,6 +284,7 @@ class _Seen:
         self.fitted = [Moments(grouped(module), centred=centred)]
         self.most, self.count, self.rows = positions(module, count), count, 0
         self.generator = torch.Generator().manual_seed(seed)
+        self.gradients: Gradients | None = None
 
     @property
     def judge(self) -> Moments:
@@ -277,4 +310,4 @@ class _Seen:
 
 def _bytes(layer: Layer) -> float:
     columns = layer.weights // layer.shape[0]
-    return 4.0 * layer.conv_groups * columns**2
+    return 4.0 * (layer.conv_groups * columns**2 + IMAGES * layer.weights * (layer.weights <= LARGEST) / 2)

@@ -58,7 +58,7 @@ def sensitivity(model: nn.Module, images: Sequence[torch.Tensor], pruned: Mappin
         for batch in _spread(images):
             with torch.enable_grad():
                 inputs = batch.clone().requires_grad_(True)
-                torch.autograd.grad(_answer(model(inputs), generator), inputs)  # runs through all layers, keeps nothing
+                torch.autograd.grad(answer(model(inputs), generator), inputs)  # runs through all layers, keeps nothing
             count += len(batch)
     finally:
         for hook in hooks:
@@ -83,7 +83,7 @@ def _spread(images: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     return list(chosen.split(BATCH))
 
 
-def _answer(outputs: Any, generator: torch.Generator) -> torch.Tensor:
+def answer(outputs: Any, generator: torch.Generator) -> torch.Tensor:
     """A scalar whose squared gradients are what matters: class scores by how probable they are, or all outputs alike.
 
     A random mixture of scores with the covariance ``diag(p) - p p^T`` has the Fisher information of the probabilities
