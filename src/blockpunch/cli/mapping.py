@@ -143,7 +143,7 @@ def _exact(graph: Graph, network: Network, table: LatencyTable, goal: Goal, give
         if not given.errors.exists():
             raise InputError("no such file", where=str(given.errors), fix="--photos FOLDER computes it")
         found = LayerErrors.load(given.errors)
-        return map_exact(network, table, found.weighed, goal, importance=found.sensitivity, alive=found.alive)
+        return map_exact(network, table, found.costs, goal, alive=found.alive)
     from blockpunch.pruning.graph_module import GraphModule
 
     check_output(given.errors)

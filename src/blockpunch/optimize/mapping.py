@@ -63,9 +63,9 @@ def exact_on_images(model: Any, images: Sequence[Any], network: Network, table: 
 
     found = errors_on_images(model, images, network, table, errors, progress)
     if goal.max_drop is None:
-        return map_exact(network, table, found.weighed, goal, importance=found.sensitivity, alive=found.alive)
+        return map_exact(network, table, found.costs, goal, alive=found.alive)
     lost = Evaluation(model, images, held_out, labels, store=trials, progress=progress, keep=keep)
-    exact = Exact.solve(network, table, found.weighed, found.sensitivity, found.alive)
+    exact = Exact.solve(network, table, found.costs, {}, found.alive)
     return map_within_drop(exact, goal.max_drop, lambda plan: (lost(plan).points, lost(plan).error))
 
 
@@ -83,8 +83,8 @@ def search_on_images(model: Any, images: Sequence[Any], held_out: Sequence[Any],
     from blockpunch.mapping.search.oneshot import OneShotLoss
 
     found = errors_on_images(model, images, network, table, errors, progress)
-    return map_search(network, table, found.weighed, goal, OneShotLoss(model, images, held_out), seed=seed,
-                      importance=found.sensitivity, alive=found.alive, evaluations=evaluations, journal=journal,
+    return map_search(network, table, found.costs, goal, OneShotLoss(model, images, held_out), seed=seed,
+                      alive=found.alive, evaluations=evaluations, journal=journal,
                       executor=executor, progress=progress)
 
 

@@ -25,7 +25,7 @@ from blockpunch.atomic import write_text
 from blockpunch.errors import DataError, SelectorError
 from blockpunch.plan import Layer
 from blockpunch.pruning.allocator import memory_kept
-from blockpunch.pruning.gradients import IMAGES, LARGEST, Gradients, gradients
+from blockpunch.pruning.gradients import Gradients, gradients, kept
 from blockpunch.pruning.hessian import Moments, grouped, input_columns, positions
 from blockpunch.pruning.looking import images_in, shared, unfit
 from blockpunch.pruning.means import MeansWatched, held_out, unpooled
@@ -43,7 +43,7 @@ STEPS = 8
 TYPICAL = 0.05
 """The layer's sensitivity is taken where its error is nearest to this."""
 MEMORY = 1.5e9
-"""Bytes of moments held at once; more layers than fit take another pass over the images."""
+"""Bytes of moments and gradients held at once; more layers than fit take other passes over the images."""
 
 Candidate = tuple[Scheme | str, float]
 Flags = npt.NDArray[np.bool_]
@@ -56,10 +56,10 @@ class LayerErrors:
 
     ``scheme`` is text such as ``"block-punched:8x4"``. ``sensitivity[layer]`` is what an error of 1 there does to the
     network's answer (:func:`blockpunch.pruning.sensitivity.sensitivity`): the sum of their products stands for the
-    network's loss. ``felt[layer][(scheme, rate)]``: the same at this very candidate, by few images
-    (:mod:`blockpunch.pruning.gradients`). ``alive[layer][(scheme, rate)]``: which filters and which input channels
-    still have weights (all channels count, where the layer is grouped). ``skipped`` says why layers have no errors;
-    ``source`` tells the model and images from others.
+    network's loss. ``felt[layer][(scheme, rate)]``: the same for the error of this very candidate
+    (:mod:`blockpunch.pruning.gradients`), but for layers that are too large. ``alive[layer][(scheme, rate)]``: which
+    filters and which input channels still have weights (all channels count, where the layer is grouped). ``skipped``
+    says why layers have no errors; ``source`` tells the model and images from others.
     """
 
     errors: dict[str, dict[tuple[str, float], float]] = field(default_factory=dict)
@@ -70,16 +70,10 @@ class LayerErrors:
     source: str = ""
 
     @property
-    def weighed(self) -> dict[str, dict[tuple[str, float], float]]:
-        """The errors, each times how much more than the one that ``sensitivity`` was taken at the answer feels it."""
-        found = {}
-        for name, errors in self.errors.items():
-            felt = self.felt.get(name, {})
-            typical = min(felt, key=lambda cell: abs(errors[cell] - TYPICAL), default=None)
-            usual = felt[typical] if typical is not None else 0.0
-            found[name] = {cell: error * (felt.get(cell, usual) / usual if usual > 0 else 1.0)
-                           for cell, error in errors.items()}
-        return found
+    def costs(self) -> dict[str, dict[tuple[str, float], float]]:
+        """What each candidate costs: its error times what the network's answer feels of it."""
+        return {name: {cell: error * self.felt.get(name, {}).get(cell, self.sensitivity.get(name, 1.0))
+                       for cell, error in errors.items()} for name, errors in self.errors.items()}
 
     def save(self, path: str | Path) -> None:
         """Write JSON, whole or not at all (:class:`OutputError` if it cannot be)."""
@@ -243,8 +237,8 @@ def _moments(model: nn.Module, images: Sequence[torch.Tensor], layers: Sequence[
     while remaining:
         group: list[Layer] = []
         size = 0.0
-        while remaining and (not group or size + 2 * _bytes(remaining[0]) <= MEMORY):
-            size += 2 * _bytes(remaining[0])
+        while remaining and (not group or size + _bytes(remaining[0], count) <= MEMORY):
+            size += _bytes(remaining[0], count)
             group.append(remaining.pop(0))
         found, hooks = {}, []
         for layer in group:
@@ -308,6 +302,7 @@ class _Seen:
             moments.add(input_columns(self.module, x.float(), self.generator, self.most))
 
 
-def _bytes(layer: Layer) -> float:
+def _bytes(layer: Layer, images: int) -> float:
+    """Of the two moments and the gradients that are held of a layer."""
     columns = layer.weights // layer.shape[0]
-    return 4.0 * (layer.conv_groups * columns**2 + IMAGES * layer.weights * (layer.weights <= LARGEST) / 2)
+    return 4.0 * (2 * layer.conv_groups * columns**2 + min(images, kept(layer.weights)) * layer.weights)

@@ -55,7 +55,7 @@ def sensitivity(model: nn.Module, images: Sequence[torch.Tensor], pruned: Mappin
     count = 0
     try:
         model.eval()
-        for batch in _spread(images):
+        for batch in spread(images, IMAGES, BATCH):
             with torch.enable_grad():
                 inputs = batch.clone().requires_grad_(True)
                 torch.autograd.grad(answer(model(inputs), generator), inputs)  # runs through all layers, keeps nothing
@@ -76,11 +76,11 @@ def _output(layer: nn.Module, x: torch.Tensor, weight: torch.Tensor) -> torch.Te
     return functional.conv2d(x, weight, None, layer.stride, layer.padding, layer.dilation, layer.groups)
 
 
-def _spread(images: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """At most :data:`IMAGES` images from all batches evenly, in small batches: gradients need memory."""
-    share = max(1, -(-IMAGES // len(images)))
-    chosen = torch.cat([batch[:share] for batch in images])[:IMAGES]
-    return list(chosen.split(BATCH))
+def spread(images: Sequence[torch.Tensor], count: int, size: int) -> list[torch.Tensor]:
+    """At most ``count`` images from all batches evenly, in batches of ``size``: gradients need memory."""
+    share = max(1, -(-count // len(images)))
+    chosen = torch.cat([batch[:share] for batch in images])[:count]
+    return list(chosen.split(size))
 
 
 def answer(outputs: Any, generator: torch.Generator) -> torch.Tensor:
