@@ -2,7 +2,7 @@
 
 An action names a pruning regularity with its block size, or lets all of them compete, and how much the layer's errors
 count. Rates are not actions: given the actions, the solver (:mod:`blockpunch.mapping.solver`) gives every layer the
-rate at which the network costs least within the goal. So each candidate meets the goal by the latency table, no
+rate at which the network costs least within the time of the exact plan for the goal, by the solver's count. So no
 evaluation is spent on networks that are too slow, and the actions of no preference at all are the exact mapping.
 """
 
