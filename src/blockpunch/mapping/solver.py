@@ -132,7 +132,7 @@ def _joined(parts: Sequence[_Sums]) -> _Sums:
 def _thinned(sums: _Sums, whole: float, most: int) -> _Sums:
     """The sums that none beats; of more than ``most`` the fastest, and the cheapest of each step of a grid."""
     if len(sums.seconds) > most:
-        steps = (sums.seconds * (most / whole)).astype(np.int64)
+        steps = ((sums.seconds - sums.seconds.min()) * (most / whole)).astype(np.int64)  # savings may come before times
         least = np.full(int(steps.max()) + 1, np.inf)
         np.minimum.at(least, steps, sums.costs)
         kept = sums.costs == least[steps]
