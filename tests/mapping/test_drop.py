@@ -12,7 +12,7 @@ from blockpunch.errors import DataError, PlanError
 from blockpunch.graph import load_graph
 from blockpunch.mapping import LatencyTable, Network
 from blockpunch.mapping.choices import contenders
-from blockpunch.mapping.drop import TRIALS, map_within_drop
+from blockpunch.mapping.drop import NEAR, TRIALS, map_within_drop
 from blockpunch.mapping.evaluation import Evaluation, drop
 from blockpunch.mapping.exact import Exact
 from blockpunch.plan import LayerPlan, Plan
@@ -58,7 +58,8 @@ def test_the_walk_ends_beside_the_fastest_good_plan(exact: Exact, bend: float) -
     best = next(i for i in range(len(exact)) if 3.0 * exact.cost(i) ** bend <= 2.5)
     assert mapped.cost is not None and 3.0 * mapped.cost ** bend <= 2.5
     assert len(tried) == len(mapped.trials) <= TRIALS
-    assert mapped.seconds - exact.seconds(best) < 0.05 * exact.dense.seconds
+    near_time = mapped.seconds - exact.seconds(best) < 0.05 * exact.dense.seconds
+    assert near_time or 3.0 * mapped.cost ** bend >= (1 - NEAR) * 2.5
 
 
 def test_a_loss_that_nothing_avoids_is_refused(exact: Exact) -> None:

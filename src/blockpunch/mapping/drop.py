@@ -2,7 +2,8 @@
 
 The cost that the exact mapping weighs plans by puts them into order; what they cost in points only a trial can tell.
 Each trial lies between the fastest plan known to be good and the slowest known to be bad: where the points meet the
-goal if between these two they go with a power of the cost, and in the middle as long as nothing is known.
+goal if between these two they go with a power of the cost, and as long as nothing is known, nearer to the dense
+network: what is asked for are few points.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ TRIALS = 7
 FINE = 0.015
 """The walk ends where good and bad plans are as near as this part of the dense network's time."""
 NEAR = 0.2
-"""The walk ends, too, where a good plan loses less than the goal by this part of it at most, and by its error at most:
-trials cannot tell more."""
+"""The walk ends, too, where a good plan loses less than the goal by this part of it at most."""
+FIRST = 1 / 3
+"""Part of the space between the dense network and the fastest plan, in seconds, that the first trial goes."""
 MARGIN = 0.2
 """Part of the space between good and bad, in seconds, that a trial keeps from both."""
 
@@ -59,7 +61,7 @@ def map_within_drop(exact: Exact, points: float, lost: Callable[[Plan], tuple[fl
         trials.append(found)
         if found.points <= points:
             good = at
-            if found.points >= points - min(found.error, NEAR * points):
+            if found.points >= (1 - NEAR) * points:
                 break
         else:
             bad = at
@@ -72,7 +74,7 @@ def map_within_drop(exact: Exact, points: float, lost: Callable[[Plan], tuple[fl
 
 def _next(exact: Exact, points: float, trials: list[Trial], lower: float, upper: float) -> int:
     """The point to try between two latencies."""
-    seconds, room = (lower + upper) / 2, MARGIN * (upper - lower)
+    seconds, room = upper - FIRST * (upper - lower), MARGIN * (upper - lower)
     if telling := _telling(trials, points):
         cost = telling[0].cost * (points / telling[0].points) ** (1 / _power(telling))
         seconds = next((exact.seconds(i) for i in range(len(exact)) if exact.cost(i) <= cost), upper)
