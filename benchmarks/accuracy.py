@@ -124,7 +124,7 @@ def run(row: Row, seed: int, options: argparse.Namespace, say: Callable[[str], N
 
     result = fine_tune(pruner, loader, teacher=teacher,
                        recipe=task.recipe(epochs, row.lr, minutes=options.minutes, seed=seed,
-                                            compile=options.compile),
+                                          compile=options.compile),
                        checkpoint=options.out / row.file(seed, "checkpoint"), progress=progress)
     report = pruner.finalize_()
     write_atomic(options.out / row.file(seed, "safetensors"),

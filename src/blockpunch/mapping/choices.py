@@ -13,7 +13,7 @@ from blockpunch.plan import LayerPlan, Plan
 from blockpunch.schemes import Scheme
 
 Errors = Mapping[str, Mapping[tuple[str, float], float]]
-"""Layer -> (scheme as text, rate) -> relative squared error of its output."""
+"""Layer -> (scheme as text, rate) -> its cost: the relative error of its output, or what the answer feels of it."""
 
 STEP, EVEN = 0.05, 0.02
 """Parts of the dense layer's time: what a higher rate must save to be looked at, and what counts as no slower."""

@@ -2,7 +2,7 @@
 
 The loss is the sum over the layers of the relative error that second-order one-shot pruning leaves in their output
 (:mod:`blockpunch.pruning.layer_errors`), weighted by how much the network's answer feels it
-(:mod:`blockpunch.pruning.sensitivity`); the time is the sum of measured latencies, less what layers save each other by
+(:mod:`blockpunch.pruning.gradients`); the time is the sum of measured latencies, less what layers save each other by
 whole filters and channels. Dynamic programming over both follows SPDY (Frantar and Alistarh 2022); here schemes and
 block sizes compete as well as rates. Which of the best plans meets a goal is said by the compiled plan's prediction.
 """
