@@ -73,7 +73,7 @@ class Contest:
         store = self.options.out / f"{self.options.network}.errors.json"
         photos = [part.cpu() for part in self.task.calibration(self.options.photos)]
         errors = layer_errors(self.model, photos, contenders(network, table), store=store)
-        return network, table, Exact.solve(network, table, errors.costs, {}, errors.alive)
+        return network, table, Exact.solve(network, table, errors.costs, errors.alive)
 
     def plan(self, way: str, strength: float) -> Plan | None:
         """Of a way of choosing; None where it cannot go so far."""

@@ -110,8 +110,7 @@ def run(arguments: Any, rows: list[dict[str, Any]]) -> None:
     table = LatencyTable(arguments.table, Target.host(), model=str(task.file))
     errors = layer_errors(task.model, task.fit, contenders(task.network, table),
                           store=arguments.folder / f"{arguments.network}.errors.json")
-    space = Space.of(task.network, table, errors.costs, Goal(speedup=arguments.speedup), {},
-                     errors.alive)
+    space = Space.of(task.network, table, errors.costs, Goal(speedup=arguments.speedup), errors.alive)
     evaluator = OneShotLoss(task.model, task.fit, task.compare, share=arguments.share)
 
     def add(method: str, seed: int, **found: Any) -> None:

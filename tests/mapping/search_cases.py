@@ -1,4 +1,4 @@
-"""Five made-up layers, and a loss that is not the sum of their errors: its optimum can be counted out."""
+"""Five made-up layers, and a loss that is not the sum of their costs: its optimum can be counted out."""
 
 from __future__ import annotations
 

@@ -72,9 +72,8 @@ def test_plans_make_use_of_what_layers_save_each_other(inverted: Network, tmp_pa
     assert {scheme.regularity for scheme, _ in cells["project"]} >= {"channel"}
     assert {scheme.regularity for scheme, _ in cells["expand"]} >= {"filter"}
     found = layer_errors(GraphModule(inverted_graph()), images, cells)
-    apart = Exact.solve(inverted, table, found.errors, found.sensitivity, {})
-    mapped = map_exact(inverted, table, found.errors, Goal(speedup=1.6), importance=found.sensitivity,
-                       alive=found.alive)
+    apart = Exact.solve(inverted, table, found.costs, {})
+    mapped = map_exact(inverted, table, found.costs, Goal(speedup=1.6), alive=found.alive)
     point = apart.within(mapped.dense / 1.6)
     assert point is not None and mapped.cost is not None
     assert mapped.seconds <= mapped.dense / 1.6 and mapped.cost < apart.cost(point)
@@ -100,7 +99,7 @@ def test_what_is_saved_is_what_the_masks_leave(inverted: Network, tmp_path: Path
     assert filters.sum() == 48 and channels.sum() == 32
     again = type(found).load(tmp_path / "errors.json")
     assert np.array_equal(again.alive["project"]["channel", 3.0][1], channels)
-    exact = Exact.solve(inverted, table, found.errors, found.sensitivity, found.alive)
+    exact = Exact.solve(inverted, table, found.costs, found.alive)
     chains = Chains.of(inverted, exact.offered, found.alive)
     at = {item.layers[0].name: n for n, item in enumerate(inverted.items)}
     coupling = chains.couplings[chains.order.index(at["project"])]

@@ -1,4 +1,4 @@
-"""Rules and exact mapping on a small network, with latencies and errors made up by formulas."""
+"""Rules and exact mapping on a small network, with latencies and costs made up by formulas."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def table(tmp_path: Path, network: Network) -> LatencyTable:
 
 
 @pytest.fixture
-def errors(network: Network, table: LatencyTable) -> dict[str, dict[tuple[str, float], float]]:
+def costs(network: Network, table: LatencyTable) -> dict[str, dict[tuple[str, float], float]]:
     """Larger groups and higher rates lose more."""
     return {name: {(str(s), r): (1 - 1 / r) * (1 + (s.block or (40, 1))[0] / 20) for s, r in cells}
             for name, cells in contenders(network, table).items()}
@@ -38,9 +38,9 @@ def errors(network: Network, table: LatencyTable) -> dict[str, dict[tuple[str, f
 
 @pytest.mark.parametrize("speedup", [1.2, 1.7, 2.5])
 def test_exact_is_the_best_of_all_combinations(network: Network, table: LatencyTable, speedup: float,
-                                               errors: dict[str, dict[tuple[str, float], float]]) -> None:
-    mapped = map_exact(network, table, errors, Goal(speedup=speedup), importance={"second": 3.0})
-    offered = [options(item, table, errors, {"second": 3.0}) for item in network.items]
+                                               costs: dict[str, dict[tuple[str, float], float]]) -> None:
+    mapped = map_exact(network, table, costs, Goal(speedup=speedup))
+    offered = [options(item, table, costs) for item in network.items]
     budget = mapped.dense / speedup - mapped.rest
     best = min(sum(o.cost for o in combination) for combination in product(*offered)
                if sum(o.seconds for o in combination) <= budget)
@@ -52,16 +52,16 @@ def test_exact_is_the_best_of_all_combinations(network: Network, table: LatencyT
 
 
 def test_the_frontier_falls(network: Network, table: LatencyTable,
-                            errors: dict[str, dict[tuple[str, float], float]]) -> None:
-    points = map_exact(network, table, errors, Goal(speedup=1.5)).frontier
+                            costs: dict[str, dict[tuple[str, float], float]]) -> None:
+    points = map_exact(network, table, costs, Goal(speedup=1.5)).frontier
     assert len(points) > 5
     assert all(a[0] < b[0] and a[1] > b[1] for a, b in pairwise(points))
     assert points[-1][1] == 0
 
 
 def test_unreachable_goals_name_the_best_point(network: Network, table: LatencyTable,
-                                               errors: dict[str, dict[tuple[str, float], float]]) -> None:
-    for call in (lambda goal: map_exact(network, table, errors, goal), lambda goal: map_rules(network, table, goal)):
+                                               costs: dict[str, dict[tuple[str, float], float]]) -> None:
+    for call in (lambda goal: map_exact(network, table, costs, goal), lambda goal: map_rules(network, table, goal)):
         with pytest.raises(PlanError, match="cannot be reached") as caught:
             call(Goal(speedup=500))
         most = float(str(caught.value).rpartition("--speedup ")[2])
@@ -116,7 +116,7 @@ def test_plans_can_be_saved_and_used(network: Network, table: LatencyTable, smal
 
 
 def test_rates_that_hardly_save_time_are_no_contenders(tmp_path: Path, network: Network) -> None:
-    """Nothing is gained beyond rate 4: the errors of higher rates need not be known."""
+    """Nothing is gained beyond rate 4: the costs of higher rates need not be known."""
     def flat(item: Item, cell: Cell) -> float:
         return by_work(item, (cell[0], min(cell[1], 4.0)))
 

@@ -75,9 +75,9 @@ def test_the_search_maps_a_network(network: Network, model: GraphModule, images:
                                    tmp_path: Path) -> None:
     table = fill(LatencyTable(tmp_path / "t.jsonl", network.target), network)
     errors = layer_errors(model, images[:2], contenders(network, table))
-    mapped, found = map_search(network, table, errors.errors, Goal(speedup=1.5), loss, importance=errors.sensitivity,
-                               evaluations=10, journal=tmp_path / "j.jsonl")
-    exact = map_exact(network, table, errors.errors, Goal(speedup=1.5), importance=errors.sensitivity)
+    mapped, found = map_search(network, table, errors.costs, Goal(speedup=1.5), loss, evaluations=10,
+                               journal=tmp_path / "j.jsonl")
+    exact = map_exact(network, table, errors.costs, Goal(speedup=1.5))
     entry, before = mapped.plan.layers["second"], exact.plan.layers["second"]
     cells = {"second": (entry.scheme, entry.rate)}
     assert mapped.speedup >= 1.5 and entry.source == "search" and "instead: " in entry.reason

@@ -1,4 +1,4 @@
-"""From a table and errors to options, and from chosen options to a plan that says why."""
+"""From a table and costs to options, and from chosen options to a plan that says why."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from blockpunch.mapping.table import LatencyTable
 from blockpunch.plan import LayerPlan, Plan
 from blockpunch.schemes import Scheme
 
-Errors = Mapping[str, Mapping[tuple[str, float], float]]
-"""Layer -> (scheme as text, rate) -> its cost: the relative error of its output, or what the answer feels of it."""
+Costs = Mapping[str, Mapping[tuple[str, float], float]]
+"""Layer -> (scheme as text, rate) -> what it costs: how much the network's answer feels of it."""
 
 STEP, EVEN = 0.05, 0.02
 """Parts of the dense layer's time: what a higher rate must save to be looked at, and what counts as no slower."""
@@ -49,7 +49,7 @@ class Mapped:
 
 @dataclass(frozen=True)
 class Option:
-    """A cell of an item, with its seconds and the cost of its errors; not ``measured`` where interpolated."""
+    """A cell of an item, with its seconds and its cost; not ``measured`` where interpolated."""
 
     scheme: Scheme
     rate: float
@@ -116,21 +116,20 @@ def _cells(item: Item, table: LatencyTable) -> dict[Cell, float]:
     return found
 
 
-def options(item: Item, table: LatencyTable, errors: Errors, importance: Mapping[str, float]) -> list[Option]:
-    """What can be chosen for an item: dense, and the cells whose errors and latencies are known, for all its layers.
+def options(item: Item, table: LatencyTable, costs: Costs) -> list[Option]:
+    """What can be chosen for an item: dense, and the cells whose costs and latencies are known, for all its layers.
 
-    The cost is the sum over its layers of importance times error.
+    The cost is the sum over its layers.
     """
     found = [Option(DENSE, 1.0, table.dense(item), 0.0, True)]
     if item.dense_because:
         return found
-    tables = [errors.get(layer.name, {}) for layer in item.layers]
+    tables = [costs.get(layer.name, {}) for layer in item.layers]
     for text, rate in tables[0]:
         scheme = Scheme.parse(text)
         estimate = table.estimate(item.key, scheme, rate) if table.sure(item.key, scheme, rate) else None
         if rate > 1 and estimate is not None and all((text, rate) in known for known in tables):
-            cost = sum(importance.get(layer.name, 1.0) * known[text, rate]
-                       for layer, known in zip(item.layers, tables, strict=True))
+            cost = sum(known[text, rate] for known in tables)
             found.append(Option(scheme, rate, estimate[0], cost, estimate[1]))
     return found
 

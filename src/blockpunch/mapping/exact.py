@@ -9,14 +9,13 @@ block sizes compete as well as rates. Which of the best plans meets a goal is sa
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from blockpunch.errors import DataError
 from blockpunch.mapping.choices import (
-    Errors,
+    Costs,
     Mapped,
     Option,
     contenders,
@@ -40,24 +39,24 @@ NEAR = 0.01
 """Part of a latency by which a plan may be faster than asked for."""
 
 
-def map_exact(network: Network, table: LatencyTable, errors: Errors, goal: Goal, *,
-              importance: Mapping[str, float] | None = None, alive: Alive | None = None) -> Mapped:
+def map_exact(network: Network, table: LatencyTable, costs: Costs, goal: Goal, *,
+              alive: Alive | None = None) -> Mapped:
     """The plan that costs least among those that are predicted to reach ``goal``.
 
     Args:
         network: dense.
         table: that knows it.
-        errors: of its layers, for the cells to choose from; layers without errors stay dense.
+        costs: of its layers, for the cells to choose from (:attr:`blockpunch.pruning.layer_errors.LayerErrors.costs`);
+            layers without costs stay dense.
         goal: latency or speed-up (:func:`blockpunch.mapping.drop.map_within_drop` takes a loss of accuracy).
-        importance: factor on a layer's errors, 1 where it is not named.
         alive: filters and channels that still have weights, by cell, where that is known: linked layers save each other
             time by those that have none.
 
     Raises:
-        DataError: the table does not know the network, or no layer has errors.
+        DataError: the table does not know the network, or no layer has costs.
         PlanError: the goal cannot be reached; names the fastest point.
     """
-    exact = Exact.solve(network, table, errors, importance or {}, alive or {})
+    exact = Exact.solve(network, table, costs, alive or {})
     return exact.mapped(exact.reached(goal))
 
 
@@ -82,11 +81,10 @@ class Exact:
     _predicted: dict[int, Prediction] = field(default_factory=dict)
 
     @classmethod
-    def solve(cls, network: Network, table: LatencyTable, errors: Errors, importance: Mapping[str, float],
-              alive: Alive) -> Exact:
+    def solve(cls, network: Network, table: LatencyTable, costs: Costs, alive: Alive) -> Exact:
         """The frontier; see :func:`map_exact`."""
         dense = table.predict(network, {})
-        offered = [options(item, table, errors, importance) for item in network.items]
+        offered = [options(item, table, costs) for item in network.items]
         if all(len(choices) == 1 for choices in offered):
             if not any(contenders(network, table).values()):
                 raise DataError("no layer is known to run faster under any scheme", where=str(table.path),

@@ -65,7 +65,7 @@ def exact_on_images(model: Any, images: Sequence[Any], network: Network, table: 
     if goal.max_drop is None:
         return map_exact(network, table, found.costs, goal, alive=found.alive)
     lost = Evaluation(model, images, held_out, labels, store=trials, progress=progress, keep=keep)
-    exact = Exact.solve(network, table, found.costs, {}, found.alive)
+    exact = Exact.solve(network, table, found.costs, found.alive)
     return map_within_drop(exact, goal.max_drop, lambda plan: (lost(plan).points, lost(plan).error))
 
 

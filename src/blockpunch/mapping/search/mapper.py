@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from blockpunch.mapping.choices import Errors, Mapped, write_plan
+from blockpunch.mapping.choices import Costs, Mapped, write_plan
 from blockpunch.mapping.coupling import Alive
 from blockpunch.mapping.exact import why
 from blockpunch.mapping.goal import Goal
@@ -70,10 +70,9 @@ class Found:
     losses: list[float]
 
 
-def map_search(network: Network, table: LatencyTable, errors: Errors, goal: Goal, evaluator: Evaluator, *,
-               importance: Mapping[str, float] | None = None, alive: Alive | None = None,
-               evaluations: int = EVALUATIONS, seed: int = 0, journal: str | Path | None = None,
-               executor: Executor | None = None,
+def map_search(network: Network, table: LatencyTable, costs: Costs, goal: Goal, evaluator: Evaluator, *,
+               alive: Alive | None = None, evaluations: int = EVALUATIONS, seed: int = 0,
+               journal: str | Path | None = None, executor: Executor | None = None,
                progress: Progress = lambda text, done, total: None) -> tuple[Mapped, Found]:
     """The best plan found among those that the table predicts to reach ``goal``, and how it did.
 
@@ -81,7 +80,7 @@ def map_search(network: Network, table: LatencyTable, errors: Errors, goal: Goal
     again from its journal. A search of more evaluations goes on from the journal of one of fewer.
 
     Args:
-        network, table, errors, goal, importance, alive: as for :func:`blockpunch.mapping.exact.map_exact`.
+        network, table, costs, goal, alive: as for :func:`blockpunch.mapping.exact.map_exact`.
         evaluator: gives the loss of a candidate.
         evaluations: of different candidates, at most.
         seed: of the controller.
@@ -94,8 +93,8 @@ def map_search(network: Network, table: LatencyTable, errors: Errors, goal: Goal
         PlanError: the goal cannot be reached; names the fastest point.
         ClusterError: the executor's cluster.
     """
-    space = Space.of(network, table, errors, goal, importance or {}, alive or {})
-    book = Journal(journal, {"network": network.key, "goal": str(goal), "latencies or errors": space.digest,
+    space = Space.of(network, table, costs, goal, alive or {})
+    book = Journal(journal, {"network": network.key, "goal": str(goal), "latencies or costs": space.digest,
                              "photos or weights": evaluator.fingerprint, "seed": seed})
     found = search(space, evaluator, Controller(space, seed), evaluations=evaluations, journal=book, executor=executor,
                    progress=progress)

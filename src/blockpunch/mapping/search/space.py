@@ -9,13 +9,13 @@ evaluation is spent on networks that are too slow, and the actions of no prefere
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
-from blockpunch.mapping.choices import Errors, Option
+from blockpunch.mapping.choices import Costs, Option
 from blockpunch.mapping.coupling import Alive, Chains
 from blockpunch.mapping.exact import Exact
 from blockpunch.mapping.goal import Goal
@@ -63,15 +63,14 @@ class Space:
         object.__setattr__(self, "open", [at for at, options in enumerate(self.offered) if len(options) > 1])
 
     @classmethod
-    def of(cls, network: Network, table: LatencyTable, errors: Errors, goal: Goal,
-           importance: Mapping[str, float], alive: Alive) -> Space:
+    def of(cls, network: Network, table: LatencyTable, costs: Costs, goal: Goal, alive: Alive) -> Space:
         """The space of a network, with the options of the exact mapping, and the budget of its plan for the goal.
 
         Raises:
-            DataError: the table does not know the network, or no layer has errors.
+            DataError: the table does not know the network, or no layer has costs.
             PlanError: the goal cannot be reached; names the fastest point.
         """
-        exact = Exact.solve(network, table, errors, importance, alive)
+        exact = Exact.solve(network, table, costs, alive)
         point = exact.reached(goal)
         return cls(network.items, exact.offered, float(exact.best.seconds[point]), exact.chains)
 
