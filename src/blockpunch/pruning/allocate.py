@@ -1,4 +1,4 @@
-"""One rate for the whole network, spread over its layers so that their output errors add up to the least."""
+"""One rate for the whole network, spread over its layers so that their costs add up to the least."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from blockpunch.pruning.objectives import images_of
 from blockpunch.pruning.torch_prune import module_layers
 
 GRID = (1.1, 1.2, 1.35, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 6.0, 9.0, 14.0)
-"""Rates at which the errors are looked at; a global rate needs those up to about three times itself."""
+"""Rates at which the costs are looked at; a global rate needs those up to about three times itself."""
 
 
 def grid(rate: float) -> list[float]:
@@ -29,8 +29,8 @@ def rated(model: nn.Module, plan: Plan, batches: Iterable[Any], rate: float, *, 
           progress: Progress | None = None) -> Plan:
     """``plan`` with the rates that bring all its pruned layers together to ``rate`` at the least loss.
 
-    The errors of the layers (:func:`layer_errors`), weighted by what they do to the network's answer, decide
-    (:func:`spread`). Layers that one-shot pruning must skip keep theirs.
+    What the network's answer feels of each layer at each rate (:func:`layer_errors`) decides (:func:`spread`). Layers
+    that one-shot pruning must skip keep theirs.
 
     Args:
         model: dense; left as it is.
@@ -52,15 +52,15 @@ def rated(model: nn.Module, plan: Plan, batches: Iterable[Any], rate: float, *, 
 
 
 def spread(plan: Plan, layers: Sequence[Layer], errors: LayerErrors, rate: float) -> Plan:
-    """``plan`` with new rates: all its pruned layers together at ``rate``, each at the same error per weight removed.
+    """``plan`` with new rates: all its pruned layers together at ``rate``, each at the same cost per weight removed.
 
-    The error of a layer over its weights removed is taken as the lower convex hull of the points measured; the hull's
+    The cost of a layer over its weights removed is taken as the lower convex hull of the points measured; the hull's
     segments are removed cheapest first, which is the exact optimum of that model. The result is deterministic.
 
     Args:
         plan: says which layers are pruned, and by which scheme.
         layers: of the model.
-        errors: for the scheme of each pruned layer, at several rates; without a sensitivity a layer counts as 1.
+        errors: of the scheme of each pruned layer, at several rates.
         rate: weights before / weights kept, over all pruned layers.
 
     Raises:
@@ -70,13 +70,12 @@ def spread(plan: Plan, layers: Sequence[Layer], errors: LayerErrors, rate: float
     names = [name for name in plan.pruned() if name not in errors.skipped]
     segments = []
     for name in names:
-        table = {r: e for (scheme, r), e in errors.errors.get(name, {}).items()
+        table = {r: cost for (scheme, r), cost in errors.costs.get(name, {}).items()
                  if scheme == str(plan.layers[name].scheme)}
         if not table:
             raise PlanError(f"no errors for '{plan.layers[name].scheme}'", where=f"layer '{name}'",
                             fix="compute them with layer_errors()")
-        factor = errors.sensitivity.get(name, 1.0)
-        points = sorted([(0.0, 0.0), *((sizes[name] * (1 - 1 / r), factor * e) for r, e in table.items())])
+        points = sorted([(0.0, 0.0), *((sizes[name] * (1 - 1 / r), cost) for r, cost in table.items())])
         segments += [(slope, index, name, width) for index, (slope, width) in enumerate(_hull(points))]
     left = sum(sizes[name] for name in names) * (1 - 1 / rate)
     removed = dict.fromkeys(names, 0.0)
@@ -91,7 +90,7 @@ def spread(plan: Plan, layers: Sequence[Layer], errors: LayerErrors, rate: float
     for name in names:
         exact = sizes[name] / (sizes[name] - removed[name])
         entries[name] = replace(entries[name], rate=round(max(1.0, exact), 4), source="one-shot",
-                                reason=f"equal error per weight, {rate:g} in all")
+                                reason=f"equal cost per weight, {rate:g} in all")
     return Plan(entries, plan.model)
 
 

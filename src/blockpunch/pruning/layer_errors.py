@@ -1,16 +1,16 @@
-"""How much each layer's output would suffer from each scheme and rate: what one-shot pruning leaves, layer by layer.
+"""How much each layer's output, and the network's answer, would suffer from each scheme and rate.
 
 One dense pass over the images gives the second moments of every layer's inputs; each candidate is then pruned on its
 own, inputs from the dense network, with the same solver as :mod:`blockpunch.pruning.oneshot` (fewer steps), and judged
-on images that it was not fitted to. The errors
-stand in for the loss of accuracy where a plan is searched for: nothing is trained.
+on images that it was not fitted to. Its cost is what the network's answer feels of the change
+(:mod:`blockpunch.pruning.gradients`): the sum of costs stands in for the loss of accuracy where a plan is searched for,
+and nothing is trained.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,16 +32,13 @@ from blockpunch.pruning.means import MeansWatched, held_out, unpooled
 from blockpunch.pruning.norms import norms_behind
 from blockpunch.pruning.objectives import images_of
 from blockpunch.pruning.obs import LayerPruner
-from blockpunch.pruning.sensitivity import sensitivity
 from blockpunch.pruning.torch_prune import module_layers
 from blockpunch.schemes import Scheme
 
 FORMAT = "blockpunch-layer-errors"
-VERSION = 5
+VERSION = 6
 STEPS = 8
 """Steps of the search for a mask: a proxy needs no more."""
-TYPICAL = 0.05
-"""The layer's sensitivity is taken where its error is nearest to this."""
 MEMORY = 1.5e9
 """Bytes of moments and gradients held at once; more layers than fit take other passes over the images."""
 
@@ -54,35 +51,25 @@ Progress = Callable[[int, int, str], None]
 class LayerErrors:
     """``errors[layer][(scheme, rate)]``: squared error of the layer's output over its energy (0: none, 1: all lost).
 
-    ``scheme`` is text such as ``"block-punched:8x4"``. ``sensitivity[layer]`` is what an error of 1 there does to the
-    network's answer (:func:`blockpunch.pruning.sensitivity.sensitivity`): the sum of their products stands for the
-    network's loss. ``felt[layer][(scheme, rate)]``: the same for the error of this very candidate
-    (:mod:`blockpunch.pruning.gradients`), but for layers that are too large. ``alive[layer][(scheme, rate)]``: which
-    filters and which input channels still have weights (all channels count, where the layer is grouped). ``skipped``
-    says why layers have no errors; ``source`` tells the model and images from others.
+    ``scheme`` is text such as ``"block-punched:8x4"``. ``costs[layer][(scheme, rate)]``: how far that candidate moves
+    the network's answer; only ratios mean something, and the sum over the layers stands for the network's loss.
+    ``alive[layer][(scheme, rate)]``: which filters and which input channels still have weights (all channels count,
+    where the layer is grouped). ``skipped`` says why layers have no errors; ``source`` tells the model and images from
+    others.
     """
 
     errors: dict[str, dict[tuple[str, float], float]] = field(default_factory=dict)
-    sensitivity: dict[str, float] = field(default_factory=dict)
+    costs: dict[str, dict[tuple[str, float], float]] = field(default_factory=dict)
     alive: dict[str, dict[tuple[str, float], tuple[Flags, Flags]]] = field(default_factory=dict, compare=False)
-    felt: dict[str, dict[tuple[str, float], float]] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     source: str = ""
 
-    @property
-    def costs(self) -> dict[str, dict[tuple[str, float], float]]:
-        """What each candidate costs: its error times what the network's answer feels of it."""
-        return {name: {cell: error * self.felt.get(name, {}).get(cell, self.sensitivity.get(name, 1.0))
-                       for cell, error in errors.items()} for name, errors in self.errors.items()}
-
     def save(self, path: str | Path) -> None:
         """Write JSON, whole or not at all (:class:`OutputError` if it cannot be)."""
-        layers = {name: [[*cell, error, self.felt.get(name, {}).get(cell),
-                          *map(_bits, self.alive.get(name, {}).get(cell, ()))] for cell, error in table.items()]
-                  for name, table in self.errors.items()}
+        layers = {name: [[*cell, error, self.costs[name][cell], *map(_bits, self.alive.get(name, {}).get(cell, ()))]
+                         for cell, error in table.items()] for name, table in self.errors.items()}
         rows = ",\n".join(f"    {json.dumps(name)}: {json.dumps(table)}" for name, table in layers.items())
-        head = {"format": FORMAT, "version": VERSION, "source": self.source, "skipped": self.skipped,
-                "sensitivity": self.sensitivity}
+        head = {"format": FORMAT, "version": VERSION, "source": self.source, "skipped": self.skipped}
         write_text(path, json.dumps(head)[:-1] + f', "layers": {{\n{rows}\n}}}}\n')
 
     @classmethod
@@ -96,14 +83,12 @@ class LayerErrors:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
             if (data["format"], data["version"]) != (FORMAT, VERSION):
                 raise ValueError(f"{data['format']} of version {data['version']}")
-            found = cls({}, dict(data["sensitivity"]), {}, {}, dict(data["skipped"]), str(data["source"]))
+            found = cls(skipped=dict(data["skipped"]), source=str(data["source"]))
             for name, rows in data["layers"].items():
-                found.errors[name] = {}
-                for scheme, rate, error, felt, *bits in rows:
+                found.errors[name], found.costs[name] = {}, {}
+                for scheme, rate, error, cost, *bits in rows:
                     cell = str(scheme), float(rate)
-                    found.errors[name][cell] = float(error)
-                    if felt is not None:
-                        found.felt.setdefault(name, {})[cell] = float(felt)
+                    found.errors[name][cell], found.costs[name][cell] = float(error), float(cost)
                     if bits:
                         found.alive.setdefault(name, {})[cell] = _flags(bits[0]), _flags(bits[1])
             return found
@@ -139,59 +124,45 @@ def layer_errors(model: nn.Module, batches: Iterable[Any], candidates: Mapping[s
     twins = shared(model, layers.values())
     result.skipped |= {name: reason for name in candidates
                        if (reason := unfit(model.get_submodule(name), calls[name], twins.get(name)))}
-    wanted = {name: _wanted(rows, result.errors.get(name, {}), name in result.sensitivity)
+    wanted = {name: [(scheme, rate) for scheme, rate in rows if (str(scheme), rate) not in result.errors.get(name, {})]
               for name, rows in _parsed(candidates) if name not in result.skipped}
     missing = [layers[name] for name, rows in wanted.items() if rows]
     done = len(candidates) - len(missing)
-    pruned: dict[str, torch.Tensor] = {}
     for name, seen in _moments(model, images, missing, norms, seed):
         for moments in (seen.judge, *seen.fitted):
             moments.check(name)
-        pruners = [LayerPruner(moments, layers[name].shape, layers[name].conv_groups, steps=STEPS)
-                   for moments in seen.fitted]
-        table, best = result.errors.setdefault(name, {}), math.inf
-        for scheme, rate in wanted[name]:
-            weights = [pruner.prune(scheme, rate).weight for pruner in pruners] if rate > 1 else []
-            shaped = [weight.reshape(seen.judge.weight.shape) for weight in weights]
-            errors = [seen.judge.error(weight) for weight in shaped]
-            table[(str(scheme), float(rate))] = error = min(errors, default=0.0)
-            if weights:
-                weight = weights[errors.index(error)]
-                result.alive.setdefault(name, {})[str(scheme), float(rate)] = _alive(weight, layers[name])
-                if seen.gradients is not None and error > 0:
-                    shift = seen.judge.mean_shift(shaped[errors.index(error)])
-                    result.felt.setdefault(name, {})[str(scheme), float(rate)] = (
-                        seen.gradients.cost(weight, shift) / error)
-                if abs(error - TYPICAL) < best:
-                    best, pruned[name] = abs(error - TYPICAL), weight
+        _judge(result, layers[name], seen, wanted[name])
         done += 1
         if store is not None:
             result.save(store)
         if progress is not None:
             progress(done, len(candidates), name)
-    result.errors = {name: result.errors[name] for name in layers if name in result.errors}  # in the network's order
-    pruned = {name: weight for name, weight in pruned.items() if name not in result.sensitivity}
-    if pruned:
-        result.sensitivity |= sensitivity(model, images, pruned, seed=seed)
-        if store is not None:
-            result.save(store)
+    for tables in (result.errors, result.costs):  # in the network's order
+        ordered = {name: tables[name] for name in layers if name in tables}
+        tables.clear()
+        tables.update(ordered)
     return result
+
+
+def _judge(result: LayerErrors, layer: Layer, seen: _Seen, candidates: Sequence[tuple[Scheme, float]]) -> None:
+    """Prune a layer by each of its candidates, and note what comes of it."""
+    errors, costs = (table.setdefault(layer.name, {}) for table in (result.errors, result.costs))
+    alive = result.alive.setdefault(layer.name, {})
+    pruners = [LayerPruner(moments, layer.shape, layer.conv_groups, steps=STEPS) for moments in seen.fitted]
+    for scheme, rate in candidates:
+        cell = str(scheme), float(rate)
+        errors[cell] = costs[cell] = 0.0
+        if rate == 1:
+            continue
+        weights = [pruner.prune(scheme, rate).weight.reshape(seen.judge.weight.shape) for pruner in pruners]
+        error, weight = min(((seen.judge.error(weight), weight) for weight in weights), key=lambda pair: pair[0])
+        errors[cell], costs[cell], alive[cell] = error, seen.cost(weight, error), _alive(weight, layer)
 
 
 def _parsed(candidates: Mapping[str, Sequence[Candidate]]) -> Iterator[tuple[str, list[tuple[Scheme, float]]]]:
     for name, rows in candidates.items():
         yield name, [(Scheme.parse(scheme) if isinstance(scheme, str) else scheme, float(rate))
                      for scheme, rate in rows]
-
-
-def _wanted(rows: Sequence[tuple[Scheme, float]], known: Mapping[tuple[str, float], float],
-            finished: bool) -> list[tuple[Scheme, float]]:
-    """The candidates without an error, and where the sensitivity is missing, too, the known one that it is taken at."""
-    missing = [(scheme, rate) for scheme, rate in rows if (str(scheme), rate) not in known]
-    pruning = [(scheme, rate) for scheme, rate in rows if (str(scheme), rate) in known and rate > 1]
-    if finished or not pruning:
-        return missing
-    return [*missing, min(pruning, key=lambda row: abs(known[str(row[0]), row[1]] - TYPICAL))]
 
 
 def _alive(weight: torch.Tensor, layer: Layer) -> tuple[Flags, Flags]:
@@ -240,27 +211,32 @@ def _moments(model: nn.Module, images: Sequence[torch.Tensor], layers: Sequence[
         while remaining and (not group or size + _bytes(remaining[0], count) <= MEMORY):
             size += _bytes(remaining[0], count)
             group.append(remaining.pop(0))
-        found, hooks = {}, []
+        found = {}
         for layer in group:
             module = model.get_submodule(layer.name)
             found[layer.name] = _Seen(module, module.bias is not None or layer.name in norms, count, seed)
-            hooks.append(module.register_forward_pre_hook(found[layer.name]))
         try:
             model.eval()
-            with torch.no_grad(), MeansWatched():
-                for batch in images:
-                    model(batch)
-            for hook in hooks:
-                hook.remove()
-            for name, found_gradients in gradients(model, images, list(found), seed).items():
-                found[name].gradients = found_gradients
+            _watch(model, images, found)
+            for name, felt in gradients(model, images, list(found), seed).items():
+                found[name].gradients = felt
         finally:
-            for hook in hooks:
-                hook.remove()
             for module, mode in training.items():
                 module.training = mode
         for name in list(found):
             yield name, found.pop(name)
+
+
+def _watch(model: nn.Module, images: Sequence[torch.Tensor], hooks: Mapping[str, _Seen]) -> None:
+    """Run all images through the model, with hooks that see the inputs of layers."""
+    handles = [model.get_submodule(name).register_forward_pre_hook(hook) for name, hook in hooks.items()]
+    try:
+        with torch.no_grad(), MeansWatched():
+            for batch in images:
+                model(batch)
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 class _Seen:
@@ -269,7 +245,7 @@ class _Seen:
     Attributes:
         fitted: those to fit to, and for a layer behind a global mean those of the map, too.
         others: those of every so many-th image, which are not in the first (:func:`held_out`); none, of few images.
-        gradients: what the answer feels of changes, unless the layer is too large.
+        gradients: what the answer feels of changes.
     """
 
     def __init__(self, module: nn.Module, centred: bool, count: int, seed: int) -> None:
@@ -278,12 +254,22 @@ class _Seen:
         self.fitted = [Moments(grouped(module), centred=centred)]
         self.most, self.count, self.rows = positions(module, count), count, 0
         self.generator = torch.Generator().manual_seed(seed)
-        self.gradients: Gradients | None = None
+        self.gradients: Gradients
 
     @property
     def judge(self) -> Moments:
         """What weights are judged on: the others, where there are any."""
         return self.others if self.others.count else self.fitted[0]
+
+    def cost(self, weight: torch.Tensor, error: float) -> float:
+        """Of a weight with this error: what the answer feels of it, were it as far off on the images it was fitted to.
+
+        Gradients are those of all images, weights fit most of them, a classifier's far too well where they are few.
+        """
+        felt = self.gradients.cost(weight, self.judge.mean_shift(weight))
+        others = self.others.count / (self.others.count + self.fitted[0].count)
+        seen = others * error + (1 - others) * self.fitted[0].error(weight)
+        return felt * error / seen if seen > 0 else 0.0
 
     def __call__(self, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         x = inputs[0]
