@@ -25,7 +25,8 @@ def table(tmp_path: Path, network: Network) -> Path:
 
 
 def test_map_by_both_methods(small_wide: Path, table: Path, tmp_path: Path) -> None:
-    errors = LayerErrors({"second": {("block-shuffled:8x1", 4.0): 0.2, ("filter", 2.0): 0.5}}, {"second": 1.0})
+    lost = {"second": {("block-shuffled:8x1", 4.0): 0.2, ("filter", 2.0): 0.5}}
+    errors = LayerErrors(errors=lost, costs=lost)
     errors.save(tmp_path / "e.json")
     plan = tmp_path / "plan.json"
     done = run(app, ["map", str(small_wide), "--table", str(table), "--speedup", "1.5", "-o", str(plan),
