@@ -25,7 +25,7 @@ from mapping_cases import fill
 def exact(tmp_path: Path, network: Network) -> Exact:
     table = fill(LatencyTable(tmp_path / "t.jsonl", network.target), network)
     costs = {name: {(str(s), r): (1 - 1 / r) * (1 + (s.block or (40, 1))[0] / 20) for s, r in cells}
-              for name, cells in contenders(network, table).items()}
+             for name, cells in contenders(network, table).items()}
     return Exact.solve(network, table, costs, {})
 
 

@@ -329,7 +329,7 @@ def test_spread_is_the_optimum():
         return sum(np.interp(1 - 1 / rate, [0, *(1 - 1 / r for r in rates)], [0, *costs[name].values()])
                    for name, rate in choice.items())
 
-    mine = cost({name: found.layers[name].rate for name in table.errors})
+    mine = cost({name: found.layers[name].rate for name in costs})
     names = list(costs)
     for a in np.linspace(0, 0.75, 40):
         for b in np.linspace(0, 0.75, 40):

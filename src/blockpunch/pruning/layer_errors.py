@@ -137,10 +137,8 @@ def layer_errors(model: nn.Module, batches: Iterable[Any], candidates: Mapping[s
             result.save(store)
         if progress is not None:
             progress(done, len(candidates), name)
-    for tables in (result.errors, result.costs):  # in the network's order
-        ordered = {name: tables[name] for name in layers if name in tables}
-        tables.clear()
-        tables.update(ordered)
+    result.errors, result.costs = ({name: tables[name] for name in layers if name in tables}  # in the network's order
+                                   for tables in (result.errors, result.costs))
     return result
 
 
@@ -151,8 +149,8 @@ def _judge(result: LayerErrors, layer: Layer, seen: _Seen, candidates: Sequence[
     pruners = [LayerPruner(moments, layer.shape, layer.conv_groups, steps=STEPS) for moments in seen.fitted]
     for scheme, rate in candidates:
         cell = str(scheme), float(rate)
-        errors[cell] = costs[cell] = 0.0
         if rate == 1:
+            errors[cell] = costs[cell] = 0.0
             continue
         weights = [pruner.prune(scheme, rate).weight.reshape(seen.judge.weight.shape) for pruner in pruners]
         error, weight = min(((seen.judge.error(weight), weight) for weight in weights), key=lambda pair: pair[0])
@@ -218,8 +216,8 @@ def _moments(model: nn.Module, images: Sequence[torch.Tensor], layers: Sequence[
         try:
             model.eval()
             _watch(model, images, found)
-            for name, felt in gradients(model, images, list(found), seed).items():
-                found[name].gradients = felt
+            for name, of_layer in gradients(model, images, list(found), seed).items():
+                found[name].gradients = of_layer
         finally:
             for module, mode in training.items():
                 module.training = mode
@@ -262,7 +260,7 @@ class _Seen:
         return self.others if self.others.count else self.fitted[0]
 
     def cost(self, weight: torch.Tensor, error: float) -> float:
-        """Of a weight with this error: what the answer feels of it, were it as far off on the images it was fitted to.
+        """Of a weight: what the answer feels of it, where it is as far off as on the images that ``error`` is from.
 
         Gradients are those of all images, weights fit most of them, a classifier's far too well where they are few.
         """
@@ -289,6 +287,6 @@ class _Seen:
 
 
 def _bytes(layer: Layer, images: int) -> float:
-    """Of the two moments and the gradients that are held of a layer."""
+    """Of the two moments and the gradients that are held of a layer, at most."""
     columns = layer.weights // layer.shape[0]
     return 4.0 * (2 * layer.conv_groups * columns**2 + min(images, kept(layer.weights)) * layer.weights)
