@@ -98,3 +98,17 @@ def test_a_layer_fitted_too_well_costs_what_it_does_on_other_images(monkeypatch)
     found = gradients(model, others, ["0"], seed=1)["0"].cost(weight, shift)
     assert fitted < 0.67 * found
     assert cost == pytest.approx(found, rel=0.33)
+
+
+def test_a_layer_that_the_answer_does_not_depend_on_costs_nothing():
+    class Idle(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.idle = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 3)
+
+        def forward(self, x):
+            self.idle(x)
+            return self.used(x).mean((2, 3))
+
+    costs = layer_errors(Idle().eval(), photos(), {n: [("unstructured", 2.0)] for n in ("used", "idle")}).costs
+    assert costs["used"]["unstructured", 2.0] > 0 == costs["idle"]["unstructured", 2.0]

@@ -44,12 +44,14 @@ class Gradients:
         return len(self._weight)
 
     def cost(self, weight: torch.Tensor, shift: torch.Tensor) -> float:
-        """Mean square of what the answer moves by.
+        """Mean square of what the answer moves by; 0 where it does not depend on the layer.
 
         Args:
             weight: in place of the layer's.
             shift: what the new weight lacks in the mean of each filter's output, which goes into the bias.
         """
+        if not self._weight:
+            return 0.0
         change = (weight.reshape(self.layer.weight.shape) - self.layer.weight.detach()).flatten(1)
         moves = torch.stack([(outer * (change if inputs is None else change @ inputs)).sum()
                              for outer, inputs in self._weight])
