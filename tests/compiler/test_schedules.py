@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import conv_cases
 import numpy as np
 import pytest
@@ -72,3 +74,21 @@ def test_sums_wait_between_slices_of_the_channels(stride: int, monkeypatch: pyte
     for choice in {(c.height, c.chunk < 21): c for c in own}.values():
         program = check(b, target, flags=("-O1",), choices={name: choice})
         assert program.options[name].chosen == choice
+
+
+@pytest.mark.parametrize(("channels", "side", "kernel", "bits", "vectors"), [
+    (5, 12, 3, 16, False), (5, 12, 1, 16, True), (21, 60, 3, 32, False), (21, 60, 1, 16, True)])
+def test_columns_are_as_narrow_as_their_reach(channels: int, side: int, kernel: int, bits: int, vectors: bool,
+                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    """Zeros without structure: distances in 16 bits where they fit, by whole vectors where all are such."""
+    monkeypatch.setattr(schedule, "_WORST", 1e9)
+    b, target = Bundle(3), Target.host()
+    x = b.value(1, channels, side, side)
+    w = b.weights(19, channels, kernel, kernel, keep=b.rng.random((19, channels, kernel, kernel)) < 0.2)
+    b.output(b.conv(x, w, pads=(kernel // 2,) * 4))
+    (name, item), = compile_graph(b.graph, target).options.items()
+    own = [choice for choice in item.choices if choice.form == "rows" and choice.chunk == channels]
+    for choice in {c.height: c for c in own}.values():
+        program = check(b, target, flags=("-O1",), choices={name: choice})
+        found = re.search(r"_columns(\d+)(_by\d+)?", program.source["model.c"])
+        assert found and (int(found[1]), bool(found[2])) == (bits, vectors)

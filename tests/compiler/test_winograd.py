@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import neon
 import numpy as np
 import pytest
@@ -113,6 +115,20 @@ def test_neon() -> None:
                            [shape for _, shape in program.outputs], target=target, ranges=2)
     errors = differences(b.graph, found, list(interpreter.run(b.graph, inputs).values()))
     assert max(errors.values()) < 2e-5, errors
+
+
+def test_layers_that_cut_chunks_into_groups_of_one_size() -> None:
+    """Panels of weights that one group fetches ahead, or two: functions of two names."""
+    b, target = Bundle(75), Target.named("x86-64-v4")
+    for tiles in (8, 16):
+        b.output(b.conv(b.value(1, 5, 8, 2 * tiles), b.weights(48, 5, 3, 3), pads=(1, 1, 1, 1)))
+    options = compile_graph(b.graph, target).options
+    choices = {name: next(c for c in item.choices if (c.form, c.height, c.tile, c.chunk) == ("winograd", 48, 4, tiles))
+               for tiles, (name, item) in zip((8, 16), options.items(), strict=True)}
+    source = compile_graph(b.graph, target, choices=choices).source["model.c"]
+    assert len(set(re.findall(r"void (winograd4_6_3_8_\d)\(", source))) == 2
+    if target.runs_here()[0]:
+        check(b, target, flags=("-O1",), choices=choices, tolerance=2e-5)
 
 
 def test_the_model_lets_tiles_lie_along_the_vectors_where_few_channels_share_them() -> None:

@@ -55,8 +55,8 @@ def emit(name: str, target: Target, parts: Sequence[LoweredPart], inputs: Tensor
     """The text of ``model.c``."""
     steps = [step for part in parts for step in part.steps]
     helpers: dict[str, str] = {}
-    for step in steps:
-        helpers |= step.helpers
+    for name_of, helper in (item for step in steps for item in step.helpers.items()):
+        assert helpers.setdefault(name_of, helper) == helper, f"two texts of {name_of}"
     return render("prelude.c.j2", name=_comment(name), target=target) + render(
         "model.c.j2", name=name, parts=_runs(parts, [n for n, _ in inputs], [n for n, _ in outputs]), steps=steps,
         helpers=list(helpers.values()), inputs=inputs, outputs=outputs, tables=tables, comment=_comment,

@@ -9,6 +9,8 @@ number of weights meet, and the shorter lists end with zeros.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from blockpunch.compiler.forms.base import (
@@ -79,14 +81,15 @@ class Rows(Form):
         views = [layer.x, layer.y, *(ctx.view(other) for other in operands(layer.node))]
         for segment in segments:
             name, text = _kernel(layer, segment, choice)
-            fields = _fields(layer, segment, ctx) | {"chunks": chunks}
+            fields = _fields(layer, segment, choice, ctx) | {"chunks": chunks}
             units = layer.x.shape[0] * chunks * (len(segment.parts) - 1)
             parts.append((units, call(name, "conv_rows_layer", fields, views, ctx)))
             helpers[name] = text
         rows = max(int(np.diff(s.parts).max()) * s.height for s in segments)
         sums = rows * choice.tile * layer.target.vector_floats if choice.chunk < _channels(layer) else 0
+        bits = _columns(layer, choice).bits
         return Emitted(parts, helpers, sum(s.panel.size for s in segments),
-                       sum(s.panel.nbytes + s.columns.nbytes for s in segments), sums)
+                       sum(s.panel.nbytes + s.columns.size * bits // 8 for s in segments), sums)
 
 
 def _kernel(layer: Layer, segment: OwnLists, choice: Choice) -> tuple[str, str]:
@@ -95,24 +98,30 @@ def _kernel(layer: Layer, segment: OwnLists, choice: Choice) -> tuple[str, str]:
     assert plane
     masked, sliced = plane.zero_margin, choice.chunk < _channels(layer)
     far = 2 * segment.panel.nbytes > layer.target.l2_bytes / 2
+    columns = _columns(layer, choice)
     chunks = -(-layer.vectors // choice.tile)
     sizes = sorted({layer.vectors // chunks, -(-layer.vectors // chunks)})
     name = (f"conv_rows_{segment.height}x{'_'.join(map(str, sizes))}{f'_slicesof{choice.tile}' if sliced else ''}"
+            f"_columns{columns.bits}{f'_by{columns.unit}' if columns.unit > 1 else ''}"
             f"{epilogue_name(epilogue)}{'_margin' if masked else ''}{'_far' if far else ''}")
     width = layer.target.vector_floats
     return name, render("conv_rows.c.j2", name=name, height=segment.height, sizes=sizes, width=width, masked=masked,
-                        sliced=sliced, far=far, sums=choice.tile * width, loads=len(operands(layer.node)),
-                        epilogue=kernel_epilogue(epilogue))
+                        sliced=sliced, far=far, sums=choice.tile * width, bits=columns.bits, unit=columns.unit,
+                        loads=len(operands(layer.node)), epilogue=kernel_epilogue(epilogue))
 
 
-def _fields(layer: Layer, segment: OwnLists, ctx: Context) -> dict[str, object]:
+def _fields(layer: Layer, segment: OwnLists, choice: Choice, ctx: Context) -> dict[str, object]:
     """Fields of the layer's struct."""
     x, y, plane = layer.x, layer.y, layer.y.plane
     assert plane
-    width = layer.target.vector_floats
+    width, columns = layer.target.vector_floats, _columns(layer, choice)
+    base = columns.first + np.arange(len(segment.filters)) * choice.chunk * x.strides[1]
+    steps = np.diff(segment.starts[::segment.blocks])
+    distances = (column_offsets(layer)[segment.columns] - np.repeat(base, steps)[:, None]) // columns.unit
     return {
         "w": ctx.table("float", segment.panel), "bias": ctx.table("float", biases(layer.node, ctx, y.shape[1])),
-        "column": ctx.table("int32_t", column_offsets(layer)[segment.columns]),
+        "column": ctx.table("char", distances.astype(np.uint16 if columns.bits == 16 else np.int32)),
+        "base": ctx.table("int32_t", base.astype(np.int32)),
         "start": ctx.table("int32_t", segment.starts), "part": ctx.table("int32_t", segment.parts),
         "filter": ctx.table("int32_t", segment.filters), "place": ctx.table("int32_t", _places(segment)),
         "mask": ctx.table("uint16_t", pixel_masks(plane, layer.rows, layer.vectors, width)) if plane.zero_margin
@@ -130,6 +139,24 @@ def _places(segment: OwnLists) -> Ints:
     place = np.zeros(int(segment.filters.max()) + 1, np.int32)
     place[segment.filters[0]] = np.arange(segment.filters.shape[1]) - first
     return place[segment.filters]
+
+
+class _Columns(NamedTuple):
+    """How distances from the first column of a slice are stored: ``bits`` each, in units of ``unit`` floats."""
+
+    bits: int
+    unit: int
+    first: int  # distance of the least column of the first slice from the output pixel, in floats
+
+
+def _columns(layer: Layer, choice: Choice) -> _Columns:
+    """16 bits where a slice is small enough: loads bind, and four columns come by one."""
+    offsets = column_offsets(layer)[:choice.chunk * len(layer.node.attrs["taps"])]
+    first = int(offsets.min())
+    width = layer.target.vector_floats
+    unit = width if not ((offsets - first) % width).any() else 1
+    reach = int(offsets.max()) - first
+    return _Columns(16, unit, first) if reach // unit < 1 << 16 else _Columns(32, 1, first)
 
 
 def _channels(layer: Layer) -> int:
@@ -191,7 +218,7 @@ def _cycles(counts: Ints, choice: Choice, layer: Layer, slab_bytes: float) -> fl
         lists = steps.size * (TILE_CYCLES + _LIST_CYCLES / 2)
         moved = len(steps) * sums * (STORE_CYCLES + _SUM_CYCLES * (slices - 1))
         unforeseen = _LIST_CYCLES * np.count_nonzero(np.diff(steps, axis=0))  # lists as long as those before are not
-        weight_bytes = 8.0 * height * float(steps.sum())
+        weight_bytes = (4 + _columns(layer, choice).bits / 8) * height * float(steps.sum())
         stream = weight_bytes / stream_bytes(weight_bytes + slab_bytes, target)
         total += chunks * (float(steps.sum()) * per_step + lists + unforeseen + moved + stream)
     return total

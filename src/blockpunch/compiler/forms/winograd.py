@@ -103,9 +103,9 @@ class Winograd(Form):
                                   "ahead": _AHEAD, "input_line": input_line, "output_line": output_line,
                                   "unit": unit(n)}
         transform, result = f"winograd{n}_input", f"{base}_output{epilogue_name(epilogue)}"
-        name = f"{base}{epilogue_name(epilogue)}{'_margin' if masked else ''}_{'_'.join(map(str, sizes))}"
         groups = len(_groups(choice.chunk, most))
         lines = -(-choice.height // (16 * groups))  # of the next panel, that a group fetches in each step
+        name = f"{base}{epilogue_name(epilogue)}{'_margin' if masked else ''}_{'_'.join(map(str, sizes))}_{lines}"
         products = {size: f"winograd_product_{parts}x{size}_{lines}" for size in sizes}
         helpers = {"winograd_layer": render("winograd_layer.c.j2", vl=vl)}
         texts: list[tuple[str, str, dict[str, Any]]] = [
