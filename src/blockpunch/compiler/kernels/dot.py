@@ -140,7 +140,7 @@ def _reading(target: Target) -> tuple[int, list[tuple[int, int]]]:
     """(row blocks at a time, [(floats that weights are fetched ahead, into the cache of which level)]), for one row.
 
     What reads fastest from memory was measured and differs: AMD Zen 1 reads 18.4 GB/s by three streams, 12.6 by one,
-    and gains nothing by fetching ahead; Zen 5 40 GB/s by two that fetch once, 34 by three that fetch in two steps;
+    and gains nothing by fetching ahead; Zen 5 40 GB/s by two that fetch once, 37 by three that fetch in two steps;
     Intel Emerald Rapids 27 in two steps, 19 in one.
     """
     if target.isa != "avx512":
