@@ -88,6 +88,7 @@ def test_columns_are_as_narrow_as_their_reach(channels: int, side: int, kernel: 
     b.output(b.conv(x, w, pads=(kernel // 2,) * 4))
     (name, item), = compile_graph(b.graph, target).options.items()
     own = [choice for choice in item.choices if choice.form == "rows" and choice.chunk == channels]
+    assert own
     for choice in {c.height: c for c in own}.values():
         program = check(b, target, flags=("-O1",), choices={name: choice})
         found = re.search(r"_columns(\d+)(_by\d+)?", program.source["model.c"])

@@ -55,8 +55,9 @@ def emit(name: str, target: Target, parts: Sequence[LoweredPart], inputs: Tensor
     """The text of ``model.c``."""
     steps = [step for part in parts for step in part.steps]
     helpers: dict[str, str] = {}
-    for name_of, helper in (item for step in steps for item in step.helpers.items()):
-        assert helpers.setdefault(name_of, helper) == helper, f"two texts of {name_of}"
+    for step in steps:
+        assert all(helpers.get(function, text) == text for function, text in step.helpers.items()), "two of one name"
+        helpers |= step.helpers
     return render("prelude.c.j2", name=_comment(name), target=target) + render(
         "model.c.j2", name=name, parts=_runs(parts, [n for n, _ in inputs], [n for n, _ in outputs]), steps=steps,
         helpers=list(helpers.values()), inputs=inputs, outputs=outputs, tables=tables, comment=_comment,

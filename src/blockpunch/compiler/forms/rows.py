@@ -61,6 +61,7 @@ class Rows(Form):
         kept = np.count_nonzero(layer.weights.reshape(len(order), channels, -1), axis=2)
         slices = sorted({channels, *(-(-channels // n) for n in (2, 4, 8, 16, 32) if channels >= 4 * n)})
         counts = {channels_of: _counts(kept, channels_of) for channels_of in slices}
+        weight_bytes = {channels_of: 4 + _columns(layer, channels_of).bits / 8 for channels_of in slices}
         found = []
         for height in (h for h in HEIGHTS if h <= len(order)):
             most = min((min(layer.target.registers - 4, _MOST_SUMS)) // height, layer.vectors)
@@ -68,7 +69,8 @@ class Rows(Form):
                 lines = _slab_lines(layer, tile)
                 for channels_of in slices:
                     choice = Choice(self.name, height, tile, channels_of, False)
-                    cycles = _cycles(counts[channels_of], choice, layer, 64.0 * lines * channels_of)
+                    cycles = _cycles(counts[channels_of], choice, layer, 64.0 * lines * channels_of,
+                                     weight_bytes[channels_of])
                     found.append(Schedule(choice, order, cycles))
         return found
 
@@ -87,7 +89,7 @@ class Rows(Form):
             helpers[name] = text
         rows = max(int(np.diff(s.parts).max()) * s.height for s in segments)
         sums = rows * choice.tile * layer.target.vector_floats if choice.chunk < _channels(layer) else 0
-        bits = _columns(layer, choice).bits
+        bits = _columns(layer, choice.chunk).bits
         return Emitted(parts, helpers, sum(s.panel.size for s in segments),
                        sum(s.panel.nbytes + s.columns.size * bits // 8 for s in segments), sums)
 
@@ -98,7 +100,7 @@ def _kernel(layer: Layer, segment: OwnLists, choice: Choice) -> tuple[str, str]:
     assert plane
     masked, sliced = plane.zero_margin, choice.chunk < _channels(layer)
     far = 2 * segment.panel.nbytes > layer.target.l2_bytes / 2
-    columns = _columns(layer, choice)
+    columns = _columns(layer, choice.chunk)
     chunks = -(-layer.vectors // choice.tile)
     sizes = sorted({layer.vectors // chunks, -(-layer.vectors // chunks)})
     name = (f"conv_rows_{segment.height}x{'_'.join(map(str, sizes))}{f'_slicesof{choice.tile}' if sliced else ''}"
@@ -114,13 +116,13 @@ def _fields(layer: Layer, segment: OwnLists, choice: Choice, ctx: Context) -> di
     """Fields of the layer's struct."""
     x, y, plane = layer.x, layer.y, layer.y.plane
     assert plane
-    width, columns = layer.target.vector_floats, _columns(layer, choice)
+    width, columns = layer.target.vector_floats, _columns(layer, choice.chunk)
     base = columns.first + np.arange(len(segment.filters)) * choice.chunk * x.strides[1]
     steps = np.diff(segment.starts[::segment.blocks])
     distances = (column_offsets(layer)[segment.columns] - np.repeat(base, steps)[:, None]) // columns.unit
     return {
         "w": ctx.table("float", segment.panel), "bias": ctx.table("float", biases(layer.node, ctx, y.shape[1])),
-        "column": ctx.table("char", distances.astype(np.uint16 if columns.bits == 16 else np.int32)),
+        "column": ctx.table("void", distances.astype(np.uint16 if columns.bits == 16 else np.int32)),
         "base": ctx.table("int32_t", base.astype(np.int32)),
         "start": ctx.table("int32_t", segment.starts), "part": ctx.table("int32_t", segment.parts),
         "filter": ctx.table("int32_t", segment.filters), "place": ctx.table("int32_t", _places(segment)),
@@ -149,9 +151,9 @@ class _Columns(NamedTuple):
     first: int  # distance of the least column of the first slice from the output pixel, in floats
 
 
-def _columns(layer: Layer, choice: Choice) -> _Columns:
+def _columns(layer: Layer, channels_of: int) -> _Columns:
     """16 bits where a slice is small enough: loads bind, and four columns come by one."""
-    offsets = column_offsets(layer)[:choice.chunk * len(layer.node.attrs["taps"])]
+    offsets = column_offsets(layer)[:channels_of * len(layer.node.attrs["taps"])]
     first = int(offsets.min())
     width = layer.target.vector_floats
     unit = width if not ((offsets - first) % width).any() else 1
@@ -199,13 +201,14 @@ def _load_cycles(layer: Layer, slab_bytes: float) -> float:
     return near + more * max(1 - 0.7 * layer.target.l1_bytes / slab_bytes, 0.0)
 
 
-def _cycles(counts: Ints, choice: Choice, layer: Layer, slab_bytes: float) -> float:
+def _cycles(counts: Ints, choice: Choice, layer: Layer, slab_bytes: float, weight_bytes: float) -> float:
     """Cycles of the layer.
 
     Args:
         counts: [filters, slices] weights of each filter in each slice, in each slice the most first.
         choice, layer: what runs.
         slab_bytes: bytes of the lines that a slice's loads touch, for one tile of pixels.
+        weight_bytes: of one weight with its column.
     """
     target, chunks = layer.target, -(-layer.vectors // choice.tile)
     size, slices = layer.vectors / chunks, counts.shape[1]
@@ -218,7 +221,7 @@ def _cycles(counts: Ints, choice: Choice, layer: Layer, slab_bytes: float) -> fl
         lists = steps.size * (TILE_CYCLES + _LIST_CYCLES / 2)
         moved = len(steps) * sums * (STORE_CYCLES + _SUM_CYCLES * (slices - 1))
         unforeseen = _LIST_CYCLES * np.count_nonzero(np.diff(steps, axis=0))  # lists as long as those before are not
-        weight_bytes = (4 + _columns(layer, choice).bits / 8) * height * float(steps.sum())
-        stream = weight_bytes / stream_bytes(weight_bytes + slab_bytes, target)
+        stored = weight_bytes * height * float(steps.sum())
+        stream = stored / stream_bytes(stored + slab_bytes, target)
         total += chunks * (float(steps.sum()) * per_step + lists + unforeseen + moved + stream)
     return total
