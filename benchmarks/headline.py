@@ -105,7 +105,7 @@ class Contest:
         if (way, strength) == DENSE:
             export_module(frozen_copy(self.model), self.task.shape, self.options.out / f"{name}.onnx")
             return {"rate": 1.0, **self.scores(self.model.to(DEVICE))}
-        model = self.pruned(way, strength)
+        model = self.pruned(way, strength, name)
         if model is None:
             return None
         rate = sum(layer.weights for layer in self.layers) / sum(
@@ -114,12 +114,12 @@ class Contest:
                       self.options.out / f"{name}.onnx")
         return {"rate": rate, **self.scores(model.to(DEVICE))}
 
-    def pruned(self, way: str, strength: float) -> nn.Module | None:
+    def pruned(self, way: str, strength: float, name: str) -> nn.Module | None:
         """A copy, pruned and trained; None where the way does not go so far."""
         model = frozen_copy(self.model).to(DEVICE).requires_grad_(True)
         if way == "torch-pruning":
             shrink_channels(model, self.task.shape, strength)
-            return self.trained(model, Pruner(model, Plan.per_layer(module_layers(model), {})))
+            return self.trained(model, Pruner(model, Plan.per_layer(module_layers(model), {})), name)
         plan = self.plan(way, strength)
         if plan is None:
             return None
@@ -127,14 +127,15 @@ class Contest:
         masks = prune_oneshot_(model, plan, photos).masks
         pruner = Pruner(model, plan, example=photos[0][:1])
         pruner.take(masks)
-        return self.trained(model, pruner)
+        return self.trained(model, pruner, name)
 
-    def trained(self, model: nn.Module, pruner: Pruner) -> nn.Module:
-        """The pruned model after the training that all get."""
+    def trained(self, model: nn.Module, pruner: Pruner, name: str) -> nn.Module:
+        """The pruned model after the training that all get; a training that was stopped goes on."""
         options = self.options
         if options.epochs:
             fine_tune(pruner, self.task.batches(options.batch, options.images),
-                      recipe=self.task.recipe(options.epochs, options.lr), teacher=frozen_copy(self.model).to(DEVICE))
+                      recipe=self.task.recipe(options.epochs, options.lr), teacher=frozen_copy(self.model).to(DEVICE),
+                      checkpoint=options.out / f"{name}.checkpoint")
         pruner.finalize_()
         return model
 

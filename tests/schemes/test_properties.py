@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from blockpunch.errors import SchemeError
 from blockpunch.schemes import REGULARITIES, Scheme
+from blockpunch.schemes.base import keep_largest, nearest_prefix
+from blockpunch.schemes.block_shuffled import _assigned
 
 PRUNING = [name for name, rule in REGULARITIES.items() if rule.prunes]
 KERNELS = [(), (1, 1), (3, 3), (5, 5), (1, 3), (2, 3), (7,)]
@@ -143,6 +145,36 @@ def test_text_round_trip_and_registry_row(name):
 def test_all_zero_weights_still_get_a_mask(name, shape):
     rate = 3 if REGULARITIES[name].prunes else 1
     assert Scheme(name).mask(np.zeros(shape, np.float32), rate).any()
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(1, 3)), min_size=1, max_size=30), st.booleans(),
+       st.floats(0, 1))
+def test_the_largest_groups_stay_the_first_of_equal_ones(groups, one_size, share):
+    scores = np.array([float(score) for score, _ in groups])
+    sizes = np.array([2 if one_size else size for _, size in groups])
+    keep = round(share * int(sizes.sum()))
+    order = sorted(range(len(scores)), key=lambda at: (-scores[at], at))
+    stays = order[: nearest_prefix(sizes[order], keep)]
+    assert keep_largest(scores, sizes, keep).nonzero()[0].tolist() == sorted(stays)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 25), st.integers(1, 6), st.integers(0, 2**32 - 1))
+def test_no_filter_and_block_would_both_gain_by_another_assignment(filters, height, seed):
+    """The definition of a stable assignment (Gale, Shapley 1962), checked pair by pair; small integers: many ties."""
+    starts = np.arange(0, filters, height)
+    sizes = np.diff(starts, append=filters)
+    gains = np.random.default_rng(seed).integers(0, 5, (filters, len(sizes))).astype(np.float64)
+    order = _assigned(gains, sizes)
+    assert sorted(order) == list(range(filters))
+    block = np.empty(filters, np.int64)
+    block[order] = np.repeat(np.arange(len(sizes)), sizes)
+    value = gains - gains.mean(axis=1, keepdims=True)
+    for one in range(filters):
+        for other in range(len(sizes)):
+            least = value[block == other, other].min()
+            assert not (value[one, other] > value[one, block[one]] and value[one, other] > least)
 
 
 def test_resnet50_takes_seconds():

@@ -8,9 +8,10 @@ choice together, also where zeros keep it apart.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -157,9 +158,18 @@ class Network:
 
     def mask(self, layer: Layer, cell: Cell) -> npt.NDArray[np.bool_]:
         """What stays of a layer's weight under a cell, by magnitude."""
-        scheme, rate = cell
-        weight = self.graph.constants[self._nodes[layer.name].inputs[1]]
-        return scheme.mask(weight, rate, conv_groups=layer.conv_groups)
+        shape = self.graph.shape(self._nodes[layer.name].inputs[1])
+        return np.unpackbits(self._mask_bits(layer, cell), count=math.prod(shape)).view(np.bool_).reshape(shape)
+
+    @cached_property
+    def _mask_bits(self) -> Callable[[Layer, Cell], npt.NDArray[np.uint8]]:
+        """Masks in bits; the last ones are kept, since who looks at one that is slow to find wants it again soon."""
+        @lru_cache(maxsize=2 * len(self.layers))
+        def bits(layer: Layer, cell: Cell) -> npt.NDArray[np.uint8]:
+            scheme, rate = cell
+            weight = self.graph.constants[self._nodes[layer.name].inputs[1]]
+            return np.packbits(scheme.mask(weight, rate, conv_groups=layer.conv_groups))
+        return bits
 
     @cached_property
     def neighbours(self) -> dict[str, frozenset[str]]:

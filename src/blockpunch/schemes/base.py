@@ -177,8 +177,16 @@ def nearest_prefix(sizes: Labels, keep: int) -> int:
 def keep_largest(scores: Floats, sizes: Labels, keep: int) -> Mask:
     """Which groups live ``[n_groups]``: best scores first, until the weights kept are nearest to ``keep``.
 
-    Equal scores are taken in the order of the groups, so that the result never depends on the platform's sort.
+    Equal scores are taken in the order of the groups, so that the result never depends on the platform's sort. Where
+    all groups are of one size their number is known, and no sort is needed.
     """
+    if (sizes == sizes[0]).all():
+        count = nearest_prefix(sizes, keep)
+        least = np.partition(scores, len(scores) - count)[len(scores) - count]
+        alive = np.asarray(scores > least, dtype=np.bool_)
+        equal = (scores == least).nonzero()[0]
+        alive[equal[: count - int(np.count_nonzero(alive))]] = True
+        return alive
     order = np.argsort(-scores, kind="stable")
     alive = np.zeros(len(scores), dtype=np.bool_)
     alive[order[: nearest_prefix(sizes[order], keep)]] = True

@@ -8,6 +8,7 @@ filters move to the block whose mask keeps most of them, and masks follow their 
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -19,6 +20,7 @@ TURNS = 6
 """Of filters and masks that follow each other, at most."""
 LEAST_GAIN = 3e-4
 """Turns end when the energy kept grows by less than this share."""
+TINY = float(np.finfo(np.float64).tiny)
 POWER_STEPS = 12
 """Towards the direction in which the filters of a part differ most: it only has to part them well."""
 
@@ -88,7 +90,7 @@ def _improved(energy: Floats, order: Labels, height: int, share: float) -> tuple
 def _directions(energy: Floats) -> Floats:
     """Roots of the energies, each filter of length 1: a large filter differs no more than a small one."""
     roots = np.sqrt(energy)
-    return np.asarray(roots / np.maximum(np.linalg.norm(roots, axis=1, keepdims=True), np.finfo(np.float64).tiny))
+    return np.asarray(roots / np.maximum(np.linalg.norm(roots, axis=1, keepdims=True), TINY))
 
 
 def _halved(roots: Floats, part: Labels, height: int) -> list[Labels]:
@@ -99,7 +101,7 @@ def _halved(roots: Floats, part: Labels, height: int) -> list[Labels]:
     along = np.random.default_rng(0).standard_normal(len(part))
     for _ in range(POWER_STEPS):
         along = rows @ (rows.T @ along)
-        along /= max(float(np.linalg.norm(along)), np.finfo(np.float64).tiny)
+        along /= max(math.sqrt(along @ along), TINY)
     ordered = part[np.argsort(along, kind="stable")]
     middle = (-(-len(part) // height) + 1) // 2 * height
     return [*_halved(roots, ordered[:middle], height), *_halved(roots, ordered[middle:], height)]
@@ -111,17 +113,23 @@ def _assigned(gains: Floats, sizes: Labels) -> Labels:
     Deferred acceptance (Gale, Shapley 1962): each filter asks the blocks in the order of its gains, and a block keeps
     those that gain most over their average.
     """
-    filters, blocks = gains.shape
     value = gains - gains.mean(axis=1, keepdims=True)
-    wishes = np.argsort(-value, axis=1, kind="stable")
-    asked, block = np.zeros(filters, np.int64), np.zeros(filters, np.int64)
-    every = unplaced = np.arange(filters)
+    unplaced, block, gain = np.arange(len(gains)), np.zeros(len(gains), np.int64), np.zeros(len(gains))
+    least = np.full(len(sizes), -np.inf)  # what a block wants; it asks for more and more
     while len(unplaced):
-        block[unplaced] = wishes[unplaced, asked[unplaced]]
-        order = np.lexsort((-value[every, block], block))
-        place = every - np.searchsorted(block[order], np.arange(blocks))[block[order]]
-        unplaced = order[place >= sizes[block[order]]]
-        asked[unplaced] += 1
+        wishes = value[unplaced]
+        wishes[wishes < least] = -np.inf
+        block[unplaced] = wishes.argmax(axis=1)
+        gain[unplaced] = value[unplaced, block[unplaced]]
+        growing = np.zeros(len(sizes), np.bool_)
+        growing[block[unplaced]] = True
+        asked = growing[block].nonzero()[0]
+        order = asked[np.lexsort((-gain[asked], block[asked]))]
+        own = block[order]
+        room = sizes[own] - (np.arange(len(own)) - np.searchsorted(own, own))
+        least[own[room == 1]] = gain[order[room == 1]]
+        unplaced = order[room < 1]
+        value[unplaced, block[unplaced]] = -np.inf
     return np.argsort(block, kind="stable")
 
 
