@@ -10,8 +10,9 @@ table is of). The fastest
 network of each way that loses at most ``--drop`` points on one half of the test photos is its result; the other half,
 which chooses nothing, says what became of it. (Training photos cannot choose: the dense network knows them by heart.)
 "Pattern only" is PatDNN's way: patterns and connectivity on 3x3 layers, whole filters elsewhere. "torch-pruning" is
-what a user would do instead: channels removed by that library, the same training, run by OpenVINO. Each row is a file
-of its own in ``--out``, so that several processes may share them; finished rows are not computed again.
+what a user would do instead: channels removed by that library (``pip install torch-pruning``), the same training, run
+by OpenVINO. Each row is a file of its own in ``--out``, so that several processes may share them; finished rows are not
+computed again, and a training that was stopped goes on.
 """
 
 from __future__ import annotations

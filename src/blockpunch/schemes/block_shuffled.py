@@ -12,17 +12,21 @@ import math
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 
 from blockpunch.schemes.base import Block, Floats, Labels, Layout, Mask
 from blockpunch.schemes.block_punched import BlockPunched
 
+Singles = npt.NDArray[np.float32]
+"""Energies here are compared, no more: half the bytes are enough."""
 TURNS = 6
 """Of filters and masks that follow each other, at most."""
 LEAST_GAIN = 3e-4
 """Turns end when the energy kept grows by less than this share."""
-TINY = float(np.finfo(np.float32).tiny)
 POWER_STEPS = 12
 """Towards the direction in which the filters of a part differ most: it only has to part them well."""
+TINY = float(np.finfo(np.float32).tiny)
+"""Stands for a length of 0 where one divides by it."""
 
 
 class BlockShuffled(BlockPunched):
@@ -64,13 +68,13 @@ def _alike(energy: Floats, height: int, share: float) -> Labels:
     neighbours = np.arange(len(energy), dtype=np.int64)
     if len(energy) <= height or share >= 1 or not energy.any():
         return neighbours
-    energy = (energy / energy.max()).astype(np.float32)  # they are compared, no more: half the bytes
-    halved = np.concatenate(_halved(_directions(energy), neighbours, height))
-    found = [_improved(energy, start, height, share) for start in (neighbours, halved)]
+    relative: Singles = (energy / energy.max()).astype(np.float32)
+    halved = np.concatenate(_halved(_directions(relative), neighbours, height))
+    found = [_improved(relative, start, height, share) for start in (neighbours, halved)]
     return max(found, key=lambda pair: pair[0])[1]
 
 
-def _improved(energy: Floats, order: Labels, height: int, share: float) -> tuple[float, Labels]:
+def _improved(energy: Singles, order: Labels, height: int, share: float) -> tuple[float, Labels]:
     """The energy kept, and the order, when filters and masks no longer follow each other."""
     starts = np.arange(0, len(energy), height)
     sizes = np.diff(starts, append=len(energy))
@@ -84,17 +88,17 @@ def _improved(energy: Floats, order: Labels, height: int, share: float) -> tuple
         if kept <= most * (1 + LEAST_GAIN):
             break
         most, best = kept, order
-        order = _assigned(energy @ masks.T.astype(energy.dtype), sizes)
+        order = _assigned(energy @ masks.T.astype(np.float32), sizes)
     return most, best
 
 
-def _directions(energy: Floats) -> Floats:
+def _directions(energy: Singles) -> Singles:
     """Roots of the energies, each filter of length 1: a large filter differs no more than a small one."""
     roots = np.sqrt(energy)
     return np.asarray(roots / np.maximum(np.linalg.norm(roots, axis=1, keepdims=True), TINY))
 
 
-def _halved(roots: Floats, part: Labels, height: int) -> list[Labels]:
+def _halved(roots: Singles, part: Labels, height: int) -> list[Labels]:
     """``part`` of the filters in pieces of ``height``, the last one maybe smaller, neighbours alike."""
     if len(part) <= height:
         return [part]
@@ -108,15 +112,16 @@ def _halved(roots: Floats, part: Labels, height: int) -> list[Labels]:
     return [*_halved(roots, ordered[:middle], height), *_halved(roots, ordered[middle:], height)]
 
 
-def _assigned(gains: Floats, sizes: Labels) -> Labels:
+def _assigned(gains: Singles, sizes: Labels) -> Labels:
     """The filters ordered by block, for ``gains`` [filters, blocks] and as many filters as each block has room for.
 
     Deferred acceptance (Gale, Shapley 1962): each filter asks the blocks in the order of its gains, and a block keeps
-    those that gain most over their average.
+    those that gain most over their average. A full block takes no less than what it has, so that no filter that gains
+    less needs to ask it.
     """
     value = gains - gains.mean(axis=1, keepdims=True)
     unplaced, block, gain = np.arange(len(gains)), np.zeros(len(gains), np.int64), np.zeros(len(gains))
-    least = np.full(len(sizes), -np.inf)  # what a block wants; it asks for more and more
+    least = np.full(len(sizes), -np.inf)
     while len(unplaced):
         wishes = value[unplaced]
         wishes[wishes < least] = -np.inf
