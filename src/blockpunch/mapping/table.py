@@ -29,7 +29,7 @@ from blockpunch.target import Target
 from blockpunch.tuning import kernel_version, store_path
 
 FORMAT = "blockpunch-latency-table"
-VERSION = 4
+VERSION = 5
 
 
 class Work(NamedTuple):
