@@ -85,6 +85,7 @@ def test_layers_that_nothing_takes_from_are_as_in_the_table(network: Network, tm
     ("rows", 4.0, 150.0, 1.2),           # 1.5 times the cycles of rate 6
     ("rows", 6.0, 100.0, 0.8), ("rows", 7.0, 90.0, 0.8 - 0.2 * (1 / 6 - 1 / 7) / (1 / 6 - 1 / 8)),
     ("rows", 9.0, 70.0, 0.6),            # beyond all
+    ("pixels", 4.0, 80.0, 0.4),          # half the seconds for a cycle, as in another scheme of this form
     ("patterns", 4.0, 80.0, 0.64)])      # never measured: the nearest in cycles
 def test_where_another_form_takes_over(network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str,
                                        rate: float, cycles: float, expected: float) -> None:
@@ -95,6 +96,8 @@ def test_where_another_form_takes_over(network: Network, tmp_path: Path, monkeyp
     for at, seconds, work in measured:
         cell = (BLOCK if at > 1 else DENSE, at)
         other.add(network, {item.step: Timing(item.key, cell, seconds, work)}, rest=1e-6, beside=[1.0])
+    wide = Timing(item.key, (Scheme("block-shuffled", (8, 4)), 4.0), 0.2, Work("pixels", 40.0))
+    other.add(network, {item.step: wide}, rest=1e-6, beside=[1.0])
     for neighbour in network.items:
         if neighbour is not item:
             timing = Timing(neighbour.key, (DENSE, 1.0), table.dense(neighbour))
@@ -103,3 +106,33 @@ def test_where_another_form_takes_over(network: Network, tmp_path: Path, monkeyp
     read = LatencyTable(tmp_path / "other.jsonl", network.target)
     assert read.work(item.key, BLOCK, 6.0) == Work("rows", 100.0)
     assert predict(network, read, {item.step: (BLOCK, rate)}).items[item.step] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("pruned, regularity", [("second", "filter"), ("first", "channel")])
+def test_an_unpruned_layer_is_like_what_its_neighbour_made_of_it(network: Network, tmp_path: Path, pruned: str,
+                                                                 regularity: str) -> None:
+    """Channels that the second layer drops are filters of the first one, and vice versa: each has its own price."""
+    table, left = LatencyTable(tmp_path / "t.jsonl", network.target), {"second": "first", "first": "second"}[pruned]
+    for item in network.items:
+        for scheme, seconds in (("filter", 3e-9), ("channel", 5e-9)):
+            for cell in ((DENSE, 1.0), (Scheme(scheme), 4.0)):
+                work = work_of(network.compile(network.pruned({item.step: cell} if cell[1] > 1 else {})), item)
+                taken = Timing(item.key, cell, seconds * work.cycles if work else 1e-6, work)
+                table.add(network, {item.step: taken}, rest=0.0, beside=[1.0])
+    cells = {pruned: (Scheme("channel" if pruned == "second" else "filter"), 4.0)}
+    item = item_of(network, left)
+    work = work_of(network.compile(network.pruned(cells)), item)
+    assert work
+    price = {"filter": 3e-9, "channel": 5e-9}[regularity]
+    assert predict(network, table, cells).items[left] == pytest.approx(price * work.cycles, rel=0.02)
+
+
+def test_steps_without_weights_go_with_their_bytes(network: Network, tmp_path: Path) -> None:
+    table, half = fill(LatencyTable(tmp_path / "t.jsonl", network.target), network), (Scheme("filter"), 2.0)
+    (pool,) = (step for step in network.program.steps if step.kind == "reduce")
+    others = [step for step in network.program.steps if step.kind not in ("reduce", "conv", "dot")]
+    kept = sum(step.read_bytes + step.written_bytes for step in others)
+    moved = pool.read_bytes + pool.written_bytes
+    found = predict(network, table, {"second": half})
+    assert found.rest == pytest.approx(1e-6 * (kept + moved / 2) / (kept + moved))
+    assert predict(network, table, {"first": (BLOCK, 1.5)}).rest == 1e-6

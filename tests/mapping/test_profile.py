@@ -13,6 +13,7 @@ from blockpunch.mapping import LatencyTable, Network, profile
 from blockpunch.mapping.grid import DENSE, RATES
 from blockpunch.mapping.network import Cell
 from blockpunch.mapping.prediction import work_of
+from blockpunch.mapping.table import Timing
 
 module = __import__("blockpunch.mapping.profile", fromlist=["profile"])
 
@@ -27,8 +28,8 @@ def compiled(network: Network, monkeypatch: pytest.MonkeyPatch) -> list[dict[str
         asked.append(dict(cells))
         return prune(self, cells)
 
-    def times(trial: Any, dense: Any, program: Any, dense_program: Any) -> Any:
-        return tuple({step.name: 1e-9 * (step.kept_macs + 1) for step in p.steps} for p in (program, dense_program))
+    def times(trial: Any, dense: Any, program: Any, network: Network, table: LatencyTable) -> Any:
+        return tuple({step.name: 1e-9 * (step.kept_macs + 1) for step in p.steps} for p in (program, network.program))
 
     monkeypatch.setattr(Network, "pruned", spy)
     monkeypatch.setattr(module, "_session", lambda network, program: nullcontext(program))
@@ -136,6 +137,43 @@ def test_what_an_interruption_spoilt_is_measured_again(network: Network, tmp_pat
     again = [line for line in lines if line.get("layer") == second.key
              and (line["scheme"], line["rate"]) == (str(spoilt[0][0]), 6.0)]
     assert len(again) == 3
+
+
+class Machine:
+    """Runs a program at a second for each step, and half as much again in its busy runs."""
+
+    threads = 1
+
+    def __init__(self, program: Any, busy: Any) -> None:
+        self.inputs, self.steps, self.busy, self.runs = (), len(program.steps), busy, 0
+
+    def run(self, inputs: Any) -> None:
+        """Warm-up."""
+
+    def run_profiled(self, inputs: Any) -> tuple[None, list[float]]:
+        self.runs += 1
+        return None, [1.5 if self.busy(self.runs) else 1.0] * self.steps
+
+
+@pytest.mark.parametrize("busy, usual, turns, seconds", [
+    (lambda run: run % 4, None, 3, 1.0),               # three of four runs, in every turn
+    (lambda run: run <= 21, 1.0, 6, 1.0),              # and gone after five turns of four runs
+    (lambda run: True, 1.0, 12, 1.5),                  # it does not end: no calm moment is waited for for ever
+    (lambda run: True, 1.5, 3, 1.5),                   # it is usual
+    (lambda run: True, None, 3, 1.5)])                 # nothing is known of what is usual
+def test_undisturbed_seconds_count(network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, busy: Any,
+                                   usual: float | None, turns: int, seconds: float) -> None:
+    table = LatencyTable(tmp_path / "t.jsonl", network.target)
+    if usual:
+        steps = {layer.name for item in network.items for layer in item.layers}
+        rest = usual * sum(step.name not in steps for step in network.program.steps)
+        table.add(network, {item.step: Timing(item.key, (DENSE, 1.0), usual) for item in network.items}, rest,
+                  [usual] * len(network.items))
+    monkeypatch.setattr(module, "TURN_S", 0.0)
+    trial, dense = Machine(network.program, busy), Machine(network.program, busy)
+    both = module._times(trial, dense, network.program, network, table)
+    assert trial.runs == dense.runs == turns * module.LEAST_RUNS
+    assert all(set(found.values()) == {seconds} for found in both)
 
 
 def test_a_network_that_shares_its_layers_needs_one_round(network: Network, tmp_path: Path,

@@ -5,7 +5,8 @@ near one that was measured: at another rate, or smaller, since filters and chann
 work from the layers around it (:mod:`blockpunch.graph.passes.shrink`; of a layer with few filters, blocks and single
 weights at a high rate leave some empty, too). Seconds go with the modelled cycles there, from the nearest measurement
 *of the same form of kernel*: between two rates of which one runs dense in Winograd's form and the other by its zeros,
-time is not linear in anything, but the compiler says on which side a rate falls.
+time is not linear in anything, but the compiler says on which side a rate falls. What no one prunes, pools say, goes
+with the bytes that are left to it.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ from blockpunch.mapping.network import Cell, Item, Network
 from blockpunch.mapping.table import LatencyTable, Prediction, Work
 from blockpunch.schemes import Scheme
 
+Moved = Mapping[str, tuple[int, int]]
+"""Step -> bytes that it reads and writes."""
 _SAME = 0.01
 """Work that differs by no more than this part is the same."""
-_SMALLER = Scheme("channel")
+_FEWER_FILTERS, _FEWER_CHANNELS = Scheme("filter"), Scheme("channel")
 """What an unpruned layer that has become smaller is like."""
 
 
@@ -41,6 +44,15 @@ def kept_macs_of(program: Program) -> dict[str, float]:
     return found
 
 
+def moved_by(program: Program) -> dict[str, tuple[int, int]]:
+    """Step -> bytes that it reads and writes."""
+    found: dict[str, tuple[int, int]] = {}
+    for step in program.steps:
+        read, written = found.get(step.name, (0, 0))
+        found[step.name] = read + step.read_bytes, written + step.written_bytes
+    return found
+
+
 def predict(network: Network, table: LatencyTable, cells: Mapping[str, Cell]) -> Prediction:
     """Seconds of ``network`` with each item (by its step) under its cell, its neighbours' cells counted in.
 
@@ -55,7 +67,7 @@ def predict(network: Network, table: LatencyTable, cells: Mapping[str, Cell]) ->
         return alone
     pruned = network.pruned(given)
     program = network.compile(pruned)
-    kept = kept_macs_of(program)
+    kept, moved, dense = kept_macs_of(program), moved_by(program), moved_by(network.program)
     seconds = {}
     for item in network.items:
         left = item.total(kept) / network.kept_macs(item, pruned)
@@ -64,8 +76,25 @@ def predict(network: Network, table: LatencyTable, cells: Mapping[str, Cell]) ->
         if work is None or not left:  # nothing models it: its part of the time
             seconds[item.step] = found * min(1.0, left)
         else:
-            seconds[item.step] = _seconds(item, table, cells.get(item.step, (DENSE, 1.0)), work, left, found)
-    return Prediction(alone.rest + sum(seconds.values()), seconds, alone.rest, alone.interpolated)
+            cell = cells.get(item.step, (DENSE, 1.0))
+            like = cell if cell[0].prunes else (_smaller(item, moved, dense), 1.0)
+            seconds[item.step] = _seconds(item, table, like, work, left, found)
+    rest = alone.rest * _part_of_rest(network, moved, dense)
+    return Prediction(rest + sum(seconds.values()), seconds, rest, alone.interpolated)
+
+
+def _smaller(item: Item, moved: Moved, dense: Moved) -> Scheme:
+    """What an unpruned item is like that has become smaller: it lost filters, or channels, whichever are fewer now."""
+    reads, writes = (item.total({step: each[side] for step, each in moved.items()}) /
+                     item.total({step: each[side] for step, each in dense.items()}) for side in (0, 1))
+    return _FEWER_FILTERS if writes < reads else _FEWER_CHANNELS
+
+
+def _part_of_rest(network: Network, moved: Moved, dense: Moved) -> float:
+    """The part of their bytes that steps without weights to prune still move."""
+    pruned = {layer.name for item in network.items for layer in item.layers}
+    left, whole = (sum(sum(each) for step, each in steps.items() if step not in pruned) for steps in (moved, dense))
+    return min(1.0, left / whole) if whole else 1.0
 
 
 def _seconds(item: Item, table: LatencyTable, cell: Cell, work: Work, left: float, alone: float) -> float:
@@ -73,14 +102,17 @@ def _seconds(item: Item, table: LatencyTable, cell: Cell, work: Work, left: floa
 
     ``left`` is the part of its own work that its neighbours leave it, ``alone`` what it takes if that is all. Between
     two rates of one form seconds are interpolated. Else they are those of the nearest cell that was measured, of the
-    same scheme and form where there is one, in proportion to the cycles; neighbours make no measured cell slower.
+    same form, and the same scheme where there is such a one, in proportion to the cycles; neighbours make no measured
+    cell slower.
     """
-    scheme, rate = cell if cell[0].prunes else (_SMALLER, 1.0)
+    scheme, rate = cell
     curve = {1.0: table.dense(item), **table.curve(item.key, scheme)}
     if left > 1 - _SAME and (rate in curve or _between_alike(item, table, cell, work)):
         return alone
     known = [(seconds, was) for at, seconds in curve.items() if (was := table.work(item.key, scheme, at))]
-    alike = [(seconds, was) for seconds, was in known if was.form == work.form] or known
+    others = [(seconds, was) for at, seconds in table.cells(item.key).items() if (was := table.work(item.key, *at))]
+    alike = [(seconds, was) for seconds, was in known if was.form == work.form] or \
+        [(seconds, was) for seconds, was in others if was.form == work.form] or known
     if not alike:
         return alone * min(1.0, left)
     seconds, was = min(alike, key=lambda point: abs(math.log(point[1].cycles / work.cycles)))

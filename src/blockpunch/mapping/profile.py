@@ -43,11 +43,13 @@ network's time."""
 TRIES = 6
 """Rounds after which a cell that is not known yet is stored although neighbours have made its layer smaller, and one
 that is known is not measured again."""
-TURNS = 3
+TURNS, MOST_TURNS = 3, 12
+CALM = 1.1
+"""Turns go on while the dense network takes more than so many times its usual time: the machine is busy just now."""
 TURN_S, LEAST_RUNS = 0.12, 4
 UNDISTURBED = 0.05
-"""The part of the runs whose time counts. What else runs on a machine only adds to a step's time, and much: half as much
-again where the other thread of a core is busy. While that is so about half of the time, medians fall on either side."""
+"""The part of the runs whose times count. What else runs on a machine only adds to a step's time, and much: half as
+much again where the other thread of a core is busy. Is it so about half of the time, medians fall on either side."""
 
 
 @dataclass
@@ -107,7 +109,7 @@ def measure(network: Network, table: LatencyTable, cells: Mapping[str, Cell]) ->
     """
     program = network.compile(network.pruned(cells))
     with _session(network, network.program) as dense, _session(network, program) as session:
-        trial, beside = _times(session, dense, program, network.program)
+        trial, beside = _times(session, dense, program, network, table)
     return sum(trial.values()), float(np.median([beside[item.step] / table.dense(item) for item in network.items]))
 
 
@@ -205,7 +207,7 @@ def _round(network: Network, table: LatencyTable, cells: Mapping[str, Cell], den
     graph = network.pruned(pruned)
     program = network.compile(graph) if pruned else network.program
     with _session(network, program) if pruned else nullcontext(dense) as session:
-        trial, beside = _times(session, dense, program, network.program)
+        trial, beside = _times(session, dense, program, network, table)
     macs = kept_macs_of(program)
     found = {}
     for item in network.items:
@@ -225,24 +227,27 @@ def _session(network: Network, program: Program) -> Session:
     return Session(Artifact.from_program(program, network.target, {}, built), threads=network.threads)
 
 
-def _times(trial: Session, dense: Session, trial_program: Program,
-           dense_program: Program) -> tuple[dict[str, float], dict[str, float]]:
+def _times(trial: Session, dense: Session, program: Program, network: Network,
+           table: LatencyTable) -> tuple[dict[str, float], dict[str, float]]:
     """The undisturbed seconds of each step of both, run in turns; the first run of a turn warms the caches up.
 
     They are those of each step by itself: an interruption hits a few steps of a run, and other ones of the next.
     """
     inputs = random_inputs({spec.name: spec.shape for spec in trial.inputs})
+    calm_s = CALM * table.predict(network, {}).seconds if table.rest(network) is not None else math.inf
     rows: tuple[list[list[float]], list[list[float]]] = ([], [])
     with pinned(trial.threads):
-        for _ in range(TURNS):
+        for turn in range(1, MOST_TURNS + 1):
             for session, into in zip((dense, trial), rows, strict=True):
                 session.run(inputs)
                 stop, runs = time.perf_counter() + TURN_S, 0
                 while runs < LEAST_RUNS or time.perf_counter() < stop:
                     into.append(list(session.run_profiled(inputs)[1]))
                     runs += 1
-    beside, times = (np.quantile(row, UNDISTURBED, axis=0) for row in rows)
-    return _by_step(trial_program, times), _by_step(dense_program, beside)
+            beside, times = (np.quantile(row, UNDISTURBED, axis=0) for row in rows)
+            if turn >= TURNS and beside.sum() <= calm_s:
+                break
+    return _by_step(program, times), _by_step(network.program, beside)
 
 
 def _by_step(program: Program, seconds: np.typing.NDArray[np.float64]) -> dict[str, float]:
