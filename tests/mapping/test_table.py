@@ -146,6 +146,16 @@ def test_the_median_of_repeated_measurements_counts(tmp_path: Path, network: Net
     assert made.dense(item) == 2.0
 
 
+def test_only_the_form_that_most_measurements_were_in_counts(tmp_path: Path, network: Network) -> None:
+    made, item = LatencyTable(tmp_path / "t.jsonl", network.target), network.items[1]
+    for seconds, work in ((9.0, Work("winograd", 90.0)), (5.0, Work("rows", 50.0)), (4.0, Work("rows", 41.0)),
+                          (8.0, Work("winograd", 80.0)), (4.2, Work("rows", 42.0))):
+        made.add(network, {item.step: Timing(item.key, (BLOCK, 2.0), seconds, work)}, 0.5, [20.0])
+    for table in (made, LatencyTable(tmp_path / "t.jsonl", network.target)):
+        assert table.cells(item.key) == {(BLOCK, 2.0): 4.2}
+        assert table.work(item.key, BLOCK, 2.0) == Work("rows", 42.0)
+
+
 def test_rounds_on_a_slow_machine_count_at_the_usual_pace(tmp_path: Path, network: Network) -> None:
     """The dense network beside a round took twice as long as usual, one of its layers longer still."""
     made = LatencyTable(tmp_path / "t.jsonl", network.target)

@@ -107,7 +107,8 @@ def _seconds(item: Item, table: LatencyTable, cell: Cell, work: Work, left: floa
     """
     scheme, rate = cell
     curve = {1.0: table.dense(item), **table.curve(item.key, scheme)}
-    if left > 1 - _SAME and (rate in curve or _between_alike(item, table, cell, work)):
+    as_measured = rate in curve and _form(item, table, cell) in (work.form, "")
+    if left > 1 - _SAME and (as_measured or (rate not in curve and _between_alike(item, table, cell, work))):
         return alone
     known = [(seconds, was) for at, seconds in curve.items() if (was := table.work(item.key, scheme, at))]
     others = [(seconds, was) for at, seconds in table.cells(item.key).items() if (was := table.work(item.key, *at))]
@@ -117,7 +118,13 @@ def _seconds(item: Item, table: LatencyTable, cell: Cell, work: Work, left: floa
         return alone * min(1.0, left)
     seconds, was = min(alike, key=lambda point: abs(math.log(point[1].cycles / work.cycles)))
     found = seconds * work.cycles / was.cycles
-    return min(found, alone) if rate in curve else found
+    return min(found, alone) if as_measured else found
+
+
+def _form(item: Item, table: LatencyTable, cell: Cell) -> str:
+    """Of the kernel that a cell was measured in; '' where nothing models it."""
+    was = table.work(item.key, *cell)
+    return was.form if was else ""
 
 
 def _between_alike(item: Item, table: LatencyTable, cell: Cell, work: Work) -> bool:

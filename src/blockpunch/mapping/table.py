@@ -48,6 +48,15 @@ class Timing(NamedTuple):
     work: Work | None = None
 
 
+class _Measured(NamedTuple):
+    """Seconds in a round of a network, and what was run."""
+
+    network: str
+    at: int
+    seconds: float
+    work: Work | None = None
+
+
 @dataclass(frozen=True)
 class Prediction:
     """Seconds of a whole network under a plan.
@@ -90,8 +99,7 @@ class LatencyTable:
                  cpu: str | None = None) -> None:
         self.path, self.target, self.threads, self.model = Path(path), target, threads, model
         self.cpu = cpu or cpu_name()
-        self._cells: dict[str, dict[Cell, list[tuple[str, int, float]]]] = {}
-        self._works: dict[str, dict[Cell, Work]] = {}
+        self._cells: dict[str, dict[Cell, list[_Measured]]] = {}
         self._rest: dict[str, list[float]] = {}
         self._beside: dict[str, list[Sequence[float]]] = {}
         self._paces: dict[str, list[float]] = {}
@@ -127,16 +135,17 @@ class LatencyTable:
 
     def work(self, key: str, scheme: Scheme, rate: float) -> Work | None:
         """What was run when a cell was measured, if that is known."""
-        return self._works.get(key, {}).get((scheme if rate > 1 else DENSE, rate))
+        rows = self._cells.get(key, {}).get((scheme if rate > 1 else DENSE, rate))
+        return _of_one_form(rows)[-1].work if rows else None
 
     def rest(self, network: Network) -> float | None:
         """Seconds of all steps without weights to prune."""
         rows = self._rest.get(network.key)
-        return self._typical([(network.key, at, seconds) for at, seconds in enumerate(rows)]) if rows else None
+        return self._typical([_Measured(network.key, at, seconds) for at, seconds in enumerate(rows)]) if rows else None
 
-    def _typical(self, rows: Sequence[tuple[str, int, float]]) -> float:
-        """The median of seconds, each (network, round, seconds) taken at the usual pace of the machine."""
-        return statistics.median(seconds / self._pace(network, at) for network, at, seconds in rows)
+    def _typical(self, rows: Sequence[_Measured]) -> float:
+        """The median of seconds, each taken at the usual pace of the machine."""
+        return statistics.median(row.seconds / self._pace(row.network, row.at) for row in _of_one_form(rows))
 
     def _pace(self, network: str, at: int) -> float:
         """How much longer than usual everything took in a round, by the dense network beside it.
@@ -291,10 +300,19 @@ class LatencyTable:
             self._paces.pop(self._last, None)
         else:
             cell = Scheme.parse(record["scheme"]), float(record["rate"])
-            found = self._last, len(self._beside[self._last]) - 1, float(record["seconds"])
+            work = Work(record["form"], float(record["cycles"])) if "cycles" in record else None
+            found = _Measured(self._last, len(self._beside[self._last]) - 1, float(record["seconds"]), work)
             self._cells.setdefault(record["layer"], {}).setdefault(cell, []).append(found)
-            if "cycles" in record:
-                self._works.setdefault(record["layer"], {})[cell] = Work(record["form"], float(record["cycles"]))
+
+
+def _of_one_form(rows: Sequence[_Measured]) -> list[_Measured]:
+    """The measurements in the form of kernel that most were in.
+
+    Where two forms are about as fast by the model, layers of one shape fall on either side; a mean of both is neither.
+    """
+    forms = [row.work and row.work.form for row in rows]
+    most = max(reversed(forms), key=forms.count)
+    return [row for row, form in zip(rows, forms, strict=True) if form == most]
 
 
 def table_path(target: Target, threads: int) -> Path:
