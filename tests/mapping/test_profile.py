@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from blockpunch.mapping import LatencyTable, Network, profile
@@ -14,6 +15,7 @@ from blockpunch.mapping.grid import DENSE, RATES
 from blockpunch.mapping.network import Cell
 from blockpunch.mapping.prediction import work_of
 from blockpunch.mapping.table import Timing
+from blockpunch.schemes import Scheme
 
 module = __import__("blockpunch.mapping.profile", fromlist=["profile"])
 
@@ -55,8 +57,6 @@ def test_an_interrupted_profile_goes_on_and_measures_nothing_twice(
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     measured = [(line["scheme"], line["rate"]) for line in lines if line.get("layer") == second.key]
     assert len(set(measured)) == len(table.cells(second.key))
-    again = {rate for cell, rate in measured if measured.count((cell, rate)) > 1}  # while neighbours were measured
-    assert max(again, default=1) <= 2
     regularities = {scheme.regularity for scheme, _ in table.cells(second.key)}
     assert regularities == {"dense", "unstructured", "filter", "channel", "pattern", "block", "block-shuffled"}
     assert profile(network, table) == 0
@@ -137,6 +137,23 @@ def test_what_an_interruption_spoilt_is_measured_again(network: Network, tmp_pat
     again = [line for line in lines if line.get("layer") == second.key
              and (line["scheme"], line["rate"]) == (str(spoilt[0][0]), 6.0)]
     assert len(again) == 3
+
+
+@pytest.mark.parametrize("rate", [2.0, 6.0, 12.0])
+def test_layers_with_nothing_left_run_at_the_rate_of_the_others(network: Network, tmp_path: Path, rate: float,
+                                                                compiled: list[dict[str, Cell]]) -> None:
+    table, second = LatencyTable(tmp_path / "t.jsonl", network.target), network.items[1]
+    profile(network, table)
+    queues = [module._Queue([item], [(Scheme("pattern"), rate)] if item == second else []) for item in network.items]
+    cells = module._hand_out(network, queues, table, np.random.default_rng(0),
+                             lambda step, cell: cell[0].regularity == "filter")
+    assert cells.pop(second.step) == (Scheme("pattern"), rate)
+    for item in network.items:
+        if item != second:
+            scheme, chosen = cells[item.step]
+            others = {r for s, r in table.cells(item.key) if s.regularity != "filter"}
+            assert scheme.regularity != "filter"
+            assert abs(np.log(chosen / rate)) == pytest.approx(min(abs(np.log(other / rate)) for other in others))
 
 
 class Machine:

@@ -174,7 +174,7 @@ def _hand_out(network: Network, queues: list[_Queue], table: LatencyTable, rng: 
 
     Low rates come first: they are what most plans are made of, where there is no time to measure everything. Items of
     the longest queues choose first. One with nothing left, or beside a cell that would spoil its time, repeats a known
-    cell that leaves its neighbours alone: the table holds medians.
+    cell that leaves its neighbours alone, of about the others' rate: the table holds medians.
     """
     missing = {queue.items[0].key: sorted((queue.missing[i] for i in rng.permutation(len(queue.missing))),
                                           key=lambda cell: cell[1]) for queue in queues}
@@ -190,14 +190,20 @@ def _hand_out(network: Network, queues: list[_Queue], table: LatencyTable, rng: 
         if cell is not None:
             wanted[item.step] = cell
             waiting.remove(cell)
-    return {item.step: wanted.get(item.step) or _known(item, table, rng, empties) for item in network.items}
+    usual = float(np.median([cell[1] for cell in wanted.values()])) if wanted else 1.0
+    return {item.step: wanted.get(item.step) or _known(item, table, usual, rng, empties) for item in network.items}
 
 
-def _known(item: Item, table: LatencyTable, rng: np.random.Generator, empties: Callable[[str, Cell], bool]) -> Cell:
-    """A cell that was measured before, of a low rate, that leaves the neighbours alone."""
-    known = [cell for cell in table.cells(item.key) if cell[1] <= COARSE[0]] or [(DENSE, 1.0)]
-    cell = known[int(rng.integers(len(known)))]
-    return (DENSE, 1.0) if cell[1] > 1 and empties(item.step, cell) else cell
+def _known(item: Item, table: LatencyTable, rate: float, rng: np.random.Generator,
+           empties: Callable[[str, Cell], bool]) -> Cell:
+    """A cell that was measured before and leaves the neighbours alone, of a rate as near as possible to ``rate``.
+
+    What caches hold when a layer runs, weights most of all, depends on how much of them all the others take.
+    """
+    known = list(table.cells(item.key))
+    shuffled = [known[int(at)] for at in rng.permutation(len(known))]
+    nearest = sorted(shuffled, key=lambda cell: abs(math.log(cell[1] / rate)))
+    return next((cell for cell in nearest if cell[1] == 1 or not empties(item.step, cell)), (DENSE, 1.0))
 
 
 def _round(network: Network, table: LatencyTable, cells: Mapping[str, Cell], dense: Session,
