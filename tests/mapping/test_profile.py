@@ -156,6 +156,23 @@ def test_layers_with_nothing_left_run_at_the_rate_of_the_others(network: Network
             assert abs(np.log(chosen / rate)) == pytest.approx(min(abs(np.log(other / rate)) for other in others))
 
 
+def test_what_plans_leave_dense_is_measured_beside_pruned_layers(network: Network, tmp_path: Path,
+                                                                 compiled: list[dict[str, Cell]]) -> None:
+    path = tmp_path / "t.jsonl"
+    profile(network, LatencyTable(path, network.target))
+    rounds: list[dict[str, float]] = []
+    for line in map(json.loads, path.read_text().splitlines()[1:]):
+        if "network" in line:
+            rounds.append({})
+        else:
+            rounds[-1][line["layer"]] = line["rate"]
+    left_dense = [item for item in network.items if item.dense_because]
+    assert left_dense
+    for item in left_dense:
+        beside = [found.values() for found in rounds if found.get(item.key) == 1]
+        assert sum(max(rates) > 1 for rates in beside) >= 2
+
+
 class Machine:
     """Runs a program at a second for each step, and half as much again in its busy runs."""
 

@@ -29,7 +29,7 @@ from blockpunch.mapping.curves import between, doubt
 from blockpunch.mapping.grid import COARSE, DENSE, rates_for, schemes_for
 from blockpunch.mapping.network import Cell, Item, Network
 from blockpunch.mapping.prediction import kept_macs_of, work_of
-from blockpunch.mapping.table import DOUBT, LatencyTable, Timing
+from blockpunch.mapping.table import BELIEVED, DOUBT, LatencyTable, Timing
 from blockpunch.measure.engines.base import random_inputs
 from blockpunch.measure.pinning import pinned
 from blockpunch.runtime.session import Session
@@ -134,6 +134,8 @@ def wanted(item: Item, table: LatencyTable, whole_s: float, count: int = 1) -> l
         return coarse
     found = [(scheme, rate) for scheme in rates for rate in table.rising(item.key, scheme)
              if known[scheme, rate] * count > NEGLIGIBLE * whole_s]
+    if item.dense_because and table.count(item.key, (DENSE, 1.0)) < BELIEVED:
+        found.append((DENSE, 1.0))  # first measured in a dense network, whose weights fill the caches
     for scheme in rates:
         curve = table.curve(item.key, scheme)
         for rate in sorted(set(rates[scheme]) - curve.keys()):
@@ -190,7 +192,9 @@ def _hand_out(network: Network, queues: list[_Queue], table: LatencyTable, rng: 
         if cell is not None:
             wanted[item.step] = cell
             waiting.remove(cell)
-    usual = float(np.median([cell[1] for cell in wanted.values()])) if wanted else 1.0
+    rates = [rate for _, rate in wanted.values() if rate > 1] or \
+        [rate for item in network.items for _, rate in table.cells(item.key)]
+    usual = float(np.median(rates)) if rates else 1.0
     return {item.step: wanted.get(item.step) or _known(item, table, usual, rng, empties) for item in network.items}
 
 

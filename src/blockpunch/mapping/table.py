@@ -122,6 +122,10 @@ class LatencyTable:
         """The measured cells of the layers of a key, and their seconds (the median of all measurements)."""
         return {cell: self._typical(times) for cell, times in self._cells.get(key, {}).items()}
 
+    def count(self, key: str, cell: Cell) -> int:
+        """How often a cell was measured."""
+        return len(self._cells.get(key, {}).get(cell, []))
+
     def rising(self, key: str, scheme: Scheme) -> list[float]:
         """Rates that took longer than a lower one, beyond doubt, and were not measured often enough to believe it."""
         found, least = [], math.inf
