@@ -7,7 +7,7 @@ from collections.abc import Callable
 from blockpunch.mapping import LatencyTable, Network
 from blockpunch.mapping.grid import DENSE, rates_for, schemes_for
 from blockpunch.mapping.network import Cell, Item
-from blockpunch.mapping.table import Timing
+from blockpunch.mapping.table import BELIEVED, Timing
 
 Formula = Callable[[Item, Cell], float]
 
@@ -21,9 +21,10 @@ def by_work(item: Item, cell: Cell) -> float:
 
 
 def fill(table: LatencyTable, network: Network, formula: Formula = by_work) -> LatencyTable:
-    """All cells of the network's grid."""
+    """All cells of the network's grid, as often as a profile measures them."""
     for item in network.items:
-        cells = [(DENSE, 1.0), *((s, r) for s in schemes_for(item.layers[0]) for r in rates_for(s, item.layers[0]))]
+        dense = [(DENSE, 1.0)] * (BELIEVED if item.dense_because else 1)
+        cells = [*dense, *((s, r) for s in schemes_for(item.layers[0]) for r in rates_for(s, item.layers[0]))]
         for cell in cells:
             table.add(network, {item.step: Timing(item.key, cell, formula(item, cell))}, rest=1e-6, beside=[1e-4])
     return table
