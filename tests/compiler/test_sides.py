@@ -20,7 +20,7 @@ from blockpunch.graph.ir import Graph, Node
 from blockpunch.target import Target
 
 
-def no_gaps(pairs: Sequence[tuple[Node, Kernel]], graph: Graph, target: Target, threads: int) -> Layout:
+def no_gaps(pairs: Sequence[tuple[Node, Kernel]], graph: Graph, target: Target, *_: object) -> Layout:
     """Every convolution does without, whatever the model thinks of it."""
     return sides.layout_without(pairs, graph, target, frozenset(node.name for node, _ in pairs))
 

@@ -17,6 +17,7 @@ from blockpunch.compiler.legalise import legalise
 from blockpunch.compiler.memory import plan
 from blockpunch.compiler.merge import merge_sums
 from blockpunch.compiler.program import ALIGN, Blob, Choice, Options, Program, StepInfo
+from blockpunch.compiler.schedule import Schedules
 from blockpunch.compiler.sides import lay_out
 from blockpunch.graph.ir import Graph, Node
 from blockpunch.graph.passes.shrink import REMOVED_MACS, shrink
@@ -61,8 +62,9 @@ def _lower(part: Part, index: int, target: Target, blob: Blob, threads: int,
     graph = part.graph
     legal = merge_sums(legalise(graph))
     pairs = kernels_for(legal)
-    layout = lay_out(pairs, legal, target, threads)
-    ctx = Context(legal, target, layout, blob, threads, choices, part=index)
+    schedules = Schedules()
+    layout = lay_out(pairs, legal, target, threads, schedules)
+    ctx = Context(legal, target, layout, blob, threads, choices, schedules, part=index)
     lowered = [_recorded(kernel.lower(node, ctx), node, legal, part.repeat) for node, kernel in pairs]
     steps: list[Step] = [step for step in lowered if step is not None and step.units]
     outside = {*legal.inputs, *legal.outputs}

@@ -11,15 +11,16 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
-from blockpunch.compiler import schedule
 from blockpunch.compiler.kernels import Kernel
 from blockpunch.compiler.kernels.conv import Conv, layer_of
 from blockpunch.compiler.layout import Layout, Needs, assign
+from blockpunch.compiler.schedule import Schedules
 from blockpunch.graph.ir import Graph, Node
 from blockpunch.target import Target
 
 
-def lay_out(pairs: Sequence[tuple[Node, Kernel]], graph: Graph, target: Target, threads: int) -> Layout:
+def lay_out(pairs: Sequence[tuple[Node, Kernel]], graph: Graph, target: Target, threads: int,
+            schedules: Schedules) -> Layout:
     """The layout of a legalised graph, whose nodes the kernels of ``pairs`` compute."""
     wide = layout_without(pairs, graph, target, frozenset())
     convolutions = [node for node, kernel in pairs if isinstance(kernel, Conv)]
@@ -30,7 +31,7 @@ def lay_out(pairs: Sequence[tuple[Node, Kernel]], graph: Graph, target: Target, 
     for node in convolutions:
         group = wide.groups[node.outputs[0]]
         if group in shifted.values():
-            before, after = (schedule.options(layer_of(node, graph, layout, target, threads))[0].cycles
+            before, after = (schedules.options(layer_of(node, graph, layout, target, threads))[0].cycles
                              for layout in (wide, narrow))
             saved[group] += before - after
     return layout_without(pairs, graph, target, frozenset(name for name, group in shifted.items() if saved[group] > 0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
@@ -43,18 +44,18 @@ class Layer:
     target: Target
     threads: int
 
-    @property
+    @cached_property
     def pixels(self) -> int:
         """Pixels of one output plane, margins between its rows included."""
         assert self.x.plane and self.y.plane
         return flat_pixels([self.x.plane, self.y.plane], self.rows, self.width)
 
-    @property
+    @cached_property
     def vectors(self) -> int:
         """Pixel vectors that cover one output plane."""
         return -(-self.pixels // self.target.vector_floats)
 
-    @property
+    @cached_property
     def shifts(self) -> tuple[int, ...]:
         """The taps' distances along a row if they reach beyond the sides of an input without margins; else empty."""
         plane, dxs = self.x.plane, sorted({dx for _, _, dx in self.node.attrs["taps"]})

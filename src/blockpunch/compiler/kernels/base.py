@@ -20,6 +20,8 @@ from blockpunch.target import Target
 if TYPE_CHECKING:
     import jinja2
 
+    from blockpunch.compiler.schedule import Schedules
+
 
 @dataclass(frozen=True)
 class Step:
@@ -55,6 +57,7 @@ class Context:
     blob: Blob
     threads: int
     choices: Mapping[str, Choice]
+    schedules: Schedules
     part: int = 0
     options: dict[str, Options] = field(default_factory=dict)
 

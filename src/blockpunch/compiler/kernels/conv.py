@@ -6,7 +6,6 @@ import hashlib
 
 import numpy as np
 
-from blockpunch.compiler import schedule
 from blockpunch.compiler.forms import FORMS
 from blockpunch.compiler.forms.base import Emitted, Layer, Schedule
 from blockpunch.compiler.kernels.base import Context, Kernel, Step, epilogue_name, operands, together
@@ -41,7 +40,7 @@ class Conv(Kernel):
     def lower(self, node: Node, ctx: Context) -> Step:
         """Choose the form and its schedule, pack the weights, emit the loop."""
         layer = layer_of(node, ctx.graph, ctx.layout, ctx.target, ctx.threads)
-        found = schedule.options(layer)
+        found = ctx.schedules.options(layer)
         wanted = ctx.choices.get(node.name)
         chosen = next((s for s in found if s.choice == wanted), found[0])
         ctx.options[node.name] = Options(_key(layer, found), tuple(s.choice for s in found), chosen.choice,
@@ -73,7 +72,7 @@ def _info(layer: Layer, chosen: Schedule, emitted: Emitted, ctx: Context) -> Ste
     kept, weights = int(np.count_nonzero(layer.weights)), ctx.graph.constants[node.inputs[1]].size
     share = f"{emitted.stored / weights:.0%} of the" if emitted.stored < weights else "all"
     tile = f"{choice.height} filters x {choice.tile} {FORMS[choice.form].tile_unit}"
-    gain = schedule.dense_cycles(layer) / chosen.cycles
+    gain = ctx.schedules.dense_cycles(layer) / chosen.cycles
     return StepInfo(node.name, "conv", node.path, macs=weights * pixels, kept_macs=kept * pixels,
                     weight_bytes=emitted.weight_bytes,
                     packing=f"{tile}, {share} weights stored",
