@@ -9,30 +9,15 @@ hold, and looks again at the scores after each of a few rounds (a row is cheaper
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from blockpunch.schemes.base import Block, Floats, Labels, Layout, Mask, Regularity
 
 ROUNDS = 6
 """Times that the scores are taken anew: more gains nothing measurable in the energy kept."""
-
-
-@dataclass
-class _Half:
-    """Rows or columns of all blocks: the label of each weight, and the block that each label lies in."""
-
-    labels: Labels
-    block_of: Labels
-    alive: Mask
-
-    def scores(self, squares: Floats, live: Mask) -> Floats:
-        """Mean square of the living weights of each label; removed labels score -1."""
-        flat = self.labels[live]
-        count = np.bincount(flat, minlength=len(self.alive))
-        total = np.bincount(flat, weights=squares[live], minlength=len(self.alive))
-        return np.where(self.alive & (count > 0), total / np.maximum(count, 1), -1.0)
 
 
 class BlockBased(Regularity):
@@ -55,46 +40,58 @@ class BlockBased(Regularity):
 
     def project(self, weight: Floats, keep: int, layout: Layout, block: Block) -> Mask:
         """Rows and columns removed in rounds until about ``keep`` weights are left; at least one row x column is."""
-        rows, columns = _halves(self.groupings(layout, block), layout, block)
-        squares = np.square(weight, dtype=np.float64)
-        live = np.ones(layout.view, dtype=np.bool_)
+        squares, there = (_in_blocks(values, layout, block) for values in
+                          (np.square(weight, dtype=np.float64), np.ones(layout.view, dtype=np.bool_)))
+        rows, columns = np.asarray(there.any(axis=4)), np.asarray(there.any(axis=2))
         for step in range(1, ROUNDS + 1):
             goal = round(layout.size * (keep / layout.size) ** (step / ROUNDS)) if step < ROUNDS else keep
-            _remove_worst(rows, columns, rows.scores(squares, live), columns.scores(squares, live), goal)
-            live = rows.alive[rows.labels] & columns.alive[columns.labels]
-        return live
+            row_sums = np.einsum("grpcq,grcq->grpc", squares, columns.astype(np.float64))
+            column_sums = np.einsum("grpcq,grpc->grcq", squares, rows.astype(np.float64))
+            rows, columns = _without_worst(_means(row_sums, rows, columns.sum(axis=3)[:, :, None]),
+                                           _means(column_sums, columns, rows.sum(axis=2)[..., None]), goal)
+        return _from_blocks(rows[..., None] & columns[:, :, None], layout)
 
 
-def _halves(groupings: tuple[Labels, ...], layout: Layout, block: Block) -> tuple[_Half, _Half]:
-    """Both groupings with the block that each row and column lies in."""
-    rows, columns = groupings
-    per_row = -(-layout.channels * layout.positions // block[1])
-    n_rows, n_columns = int(rows.max()) + 1, int(columns.max()) + 1
-    row_index, length = np.arange(n_rows), layout.channels * layout.positions
-    row_block = layout.filter_blocks(block[0])[row_index // per_row] * per_row + row_index % per_row
-    column_index = np.arange(n_columns)
-    column_block = column_index // length * per_row + column_index % length // block[1]
-    return (_Half(rows, row_block, np.ones(n_rows, dtype=np.bool_)),
-            _Half(columns, column_block, np.ones(n_columns, dtype=np.bool_)))
+def _in_blocks(values: npt.NDArray[Any], layout: Layout, block: Block) -> npt.NDArray[Any]:
+    """[convolution groups, block rows, p, block columns, q]: ``values`` by blocks, zeros where an edge block ends."""
+    height, width = block
+    groups, length = layout.conv_groups, layout.channels * layout.positions
+    matrix = values.reshape(groups, -1, length)
+    padded = np.pad(matrix, ((0, 0), (0, -matrix.shape[1] % height), (0, -length % width)))
+    return padded.reshape(groups, padded.shape[1] // height, height, padded.shape[2] // width, width)
 
 
-def _remove_worst(rows: _Half, columns: _Half, row_scores: Floats, column_scores: Floats, keep: int) -> None:
-    """Remove the worst rows and columns, as many as bring the weights left nearest to ``keep`` (never to none)."""
-    scores = np.concatenate([row_scores, column_scores])
+def _from_blocks(mask: Mask, layout: Layout) -> Mask:
+    """The inverse of :func:`_in_blocks`."""
+    groups, tall, height, wide, width = mask.shape
+    matrix = mask.reshape(groups, tall * height, wide * width)
+    return matrix[:, :layout.filters // groups, :layout.channels * layout.positions].reshape(layout.view)
+
+
+def _means(sums: Floats, alive: Mask, counts: Labels) -> Floats:
+    """Mean square of what each row (or column) of a block holds; -1 where it is gone."""
+    return np.where(alive & (counts > 0), sums / np.maximum(counts, 1), -1.0)
+
+
+def _without_worst(row_scores: Floats, column_scores: Floats, keep: int) -> tuple[Mask, Mask]:
+    """The rows and columns that live when the worst go, as many as bring the weights left nearest to ``keep``.
+
+    Never are all of them removed, and none that is gone (its score is negative) comes back.
+    """
+    scores = np.concatenate([row_scores.ravel(), column_scores.ravel()])
     rank = np.empty(len(scores), dtype=np.int64)
     rank[np.argsort(scores, kind="stable")] = np.arange(len(scores))
-    row_rank, column_rank = rank[: len(row_scores)], rank[len(row_scores):]
-    n_blocks = int(rows.block_of.max()) + 1
+    row_rank = rank[:row_scores.size].reshape(row_scores.shape)
+    column_rank = rank[row_scores.size:].reshape(column_scores.shape)
 
     def left(removed: int) -> int:
-        living_rows = np.bincount(rows.block_of, weights=row_rank >= removed, minlength=n_blocks)
-        living_columns = np.bincount(columns.block_of, weights=column_rank >= removed, minlength=n_blocks)
-        return int(np.dot(living_rows, living_columns))
+        living_rows, living_columns = (row_rank >= removed).sum(axis=2), (column_rank >= removed).sum(axis=3)
+        return int((living_rows * living_columns).sum())
 
-    low, high = 0, len(scores)  # left(low) >= keep > left(high), and left() never grows
+    low, high = int((scores < 0).sum()), len(scores)  # left(low) >= keep > left(high), and left() never grows
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if left(middle) >= keep else (low, middle)
     over, under = left(low) - keep, keep - left(high)
     removed = high if under < over and left(high) > 0 else low
-    rows.alive, columns.alive = row_rank >= removed, column_rank >= removed
+    return row_rank >= removed, column_rank >= removed
